@@ -1,0 +1,399 @@
+"""``farebox``: the command line. Thin; each command calls one function elsewhere.
+
+Nothing heavy is imported before a command runs, so that ``farebox --help`` answers at once.
+Expected faults are one line on stderr that says what to do, and an exit code:
+
+    0  done              2  wrong command line        4  something it needs is not reachable
+    1  the answer is no  3  the configuration is wrong  130  stopped by Ctrl-C
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+import click
+
+from gateway import __version__
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+OK: Final = 0
+NO: Final = 1
+USAGE: Final = 2
+CONFIG: Final = 3
+UNREACHABLE: Final = 4
+DEFAULT_CONFIG: Final = "farebox.toml"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Stop(Exception):  # noqa: N818  (not a mistake of the program)
+    """Ends the command with a message for a person and an exit code."""
+
+    def __init__(self, message: str, code: int, faults: list[str] | None = None) -> None:
+        self.code = code
+        self.faults = faults or [message]
+        super().__init__(message)
+
+
+def say(text: str, **style: Any) -> None:
+    """A line for a person on stdout; colour only on a terminal, never under NO_COLOR."""
+    from gateway.config import environ
+
+    colour = sys.stdout.isatty() and not environ().get("NO_COLOR")
+    click.echo(click.style(text, **style) if style and colour else text)
+
+
+def put(value: Any) -> None:
+    """One JSON object on one line of stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False, separators=(", ", ": "), default=str))
+
+
+def fail(stop: Stop, *, as_json: bool) -> NoReturn:
+    """Print a fault the way the command prints everything, and leave."""
+    if as_json:
+        put({"ok": False, "exit": stop.code, "faults": stop.faults})
+    for line in stop.faults:
+        click.echo(f"farebox: {line}", err=True)
+    sys.exit(stop.code)
+
+
+def common(command: F) -> F:
+    """The options every command has."""
+    command = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(
+        command
+    )
+    return click.option(
+        "--config",
+        "config",
+        type=click.Path(path_type=Path),
+        envvar="FAREBOX_CONFIG",
+        help=f"Configuration file (default: {DEFAULT_CONFIG} here).",
+    )(command)
+
+
+def read_settings(config: Path | None, overrides: dict[str, Any] | None = None) -> Settings:
+    """The settings of ``--config``, or of the default file. Raises ``Stop``."""
+    from gateway.config import ConfigError, load
+
+    try:
+        return load(config or Path(DEFAULT_CONFIG), overrides=overrides)
+    except ConfigError as error:
+        raise Stop(str(error), CONFIG, error.faults) from None
+
+
+class _Farebox(click.Group):
+    """Turns expected faults of any command into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        as_json = "--json" in sys.argv
+        try:
+            return super().invoke(ctx)
+        except Stop as stop:
+            fail(stop, as_json=as_json)
+        except (click.exceptions.Exit, click.ClickException, click.Abort, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            stop = _expected(error)
+            if stop is None:
+                raise
+            fail(stop, as_json=as_json)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order below, which is the order of use
+
+
+def _expected(error: BaseException) -> Stop | None:
+    """What a person should read for a fault that is not the program's; None if it is one."""
+    import errno
+
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    if kind == "gateway.config.ConfigError":
+        return Stop(str(error), CONFIG, getattr(error, "faults", None))
+    if kind == "gateway.db.DatabaseUnavailable":
+        return Stop(f"the database cannot be reached: {error}", UNREACHABLE)
+    if kind == "chain.errors.Unavailable":
+        return Stop(f"the chain cannot be reached: {error}", UNREACHABLE)
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return Stop(f"the port is in use: {error}; choose another one", UNREACHABLE)
+    return None
+
+
+@click.group(cls=_Farebox, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", prog_name="farebox")
+def main() -> None:
+    """A payment gateway for any HTTP API or MCP server: pay with x402, spend credits."""
+
+
+# --- try it ---------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--once", is_flag=True, help="Walk through every step and exit.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep its files in this folder.")
+@common
+def demo(once: bool, keep: Path | None, as_json: bool, config: Path | None) -> None:
+    """The whole thing on this machine: chain, API, MCP server, cards, gateway."""
+    del config  # the demo writes its own
+    from gateway.demo import main as run
+
+    sys.exit(run(once=once, as_json=as_json, keep=keep))
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=8545, show_default=True)
+@common
+def devnet(port: int, as_json: bool, config: Path | None) -> None:
+    """Only the chain: Anvil with real USDC and funded wallets."""
+    del config
+    from anvil.devnet import main as run
+
+    sys.exit(run(port=port, as_json=as_json))
+
+
+# --- set it up ------------------------------------------------------------------------------
+
+
+@main.command()
+@common
+def init(as_json: bool, config: Path | None) -> None:
+    """Write a configuration by asking a few questions."""
+    from gateway.setup import ask
+
+    path = config or Path(DEFAULT_CONFIG)
+    if path.exists():
+        raise Stop(f"{path} exists; move it away, or choose another one with --config", NO)
+    written = ask(path)
+    if as_json:
+        put({"ok": True, "written": [str(p) for p in written]})
+    else:
+        say(f"Wrote {', '.join(str(p) for p in written)}. Next: farebox check", fg="green")
+
+
+@main.command()
+@click.argument("target", required=False)
+@common
+def check(target: str | None, as_json: bool, config: Path | None) -> None:
+    """Validate the configuration and reach everything it names.
+
+    TARGET, such as "GET /v1/forecast/oslo", also shows the route and price of that request.
+    """
+    from gateway.check import run
+
+    findings = run(read_settings(config), target)
+    for finding in findings:
+        if as_json:
+            put(finding.members())
+        else:
+            mark, colour = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}[
+                finding.state
+            ]
+            say(f"{mark} {finding.name:<28} {finding.text}", fg=colour)
+    sys.exit(UNREACHABLE if any(f.state == "fail" for f in findings) else OK)
+
+
+@main.command()
+@common
+def routes(as_json: bool, config: Path | None) -> None:
+    """The priced route table."""
+    from gateway.check import table
+
+    rows = table(read_settings(config))
+    if as_json:
+        for row in rows:
+            put(row)
+        return
+    shown = [[str(row[key]) for key in ("upstream", "match", "price_text")] for row in rows]
+    widths = [max(len(line[i]) for line in shown) for i in range(3)]
+    for line in shown:
+        say("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+@main.command()
+@common
+def migrate(as_json: bool, config: Path | None) -> None:
+    """Bring the database to this version's schema."""
+    from gateway.migrations import migrate as run
+
+    version = run(read_settings(config).server.database)
+    if as_json:
+        put({"ok": True, "schema": version})
+    else:
+        say(f"The database is at schema {version}.", fg="green")
+
+
+# --- run it ---------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--upstream", help="Without a file: the URL of what you sell.")
+@click.option("--price", help="Without a file: the price of every call, such as '$0.01'.")
+@click.option("--pay-to", help="Without a file: the address that is paid.")
+@click.option("--network", default="base-sepolia", show_default=True)
+@click.option("--rpc", help="Without a file: a JSON-RPC node of the network.")
+@click.option("--kind", type=click.Choice(["http", "mcp"]), default="http", show_default=True)
+@click.option("--settler-key-file", type=click.Path(path_type=Path), default="settler.key")
+@click.option("--listen", help="Where to listen, as host:port; overrides the file.")
+@common
+def serve(as_json: bool, config: Path | None, **given: Any) -> None:
+    """The gateway. With --upstream, --price, --pay-to and --rpc it needs no file."""
+    from gateway.config import ConfigError
+
+    overrides: dict[str, Any] = {"server": {"listen": given["listen"]}} if given["listen"] else {}
+    if given["upstream"] is None:
+        settings = read_settings(config, overrides)
+    else:
+        try:
+            settings = _quick_settings(config, overrides, given)
+        except ConfigError as error:
+            raise Stop(str(error), CONFIG, error.faults) from None
+    from gateway.app import serve as run
+
+    run(settings, as_json=as_json)
+
+
+def _quick_settings(
+    config: Path | None, overrides: dict[str, Any], given: dict[str, Any]
+) -> Settings:
+    """Settings without a file; the settler's key is made on first use."""
+    from gateway.config import quick
+    from gateway.setup import settler_key
+
+    if config is not None:
+        raise click.UsageError("--upstream is for running without a file: leave --config out")
+    missing = [f"--{n.replace('_', '-')}" for n in ("price", "pay_to", "rpc") if not given[n]]
+    if missing:
+        raise click.UsageError(f"--upstream also needs {', '.join(missing)}")
+    key_file: Path = given["settler_key_file"]
+    address = settler_key(key_file)
+    if address is not None:
+        click.echo(
+            f"Made {key_file}. It pays the gas of settlements: send some to {address}", err=True
+        )
+    overrides["chains"] = {given["network"]: {"settler_key_file": str(key_file)}}
+    return quick(
+        given["upstream"],
+        given["price"],
+        given["pay_to"],
+        given["network"],
+        given["rpc"],
+        kind=given["kind"],
+        overrides=overrides,
+    )
+
+
+@main.command()
+@common
+def work(as_json: bool, config: Path | None) -> None:
+    """Only the background loop: settlements to finish, deposits, expiry, audits."""
+    settings = read_settings(config)
+    from gateway.work import run
+
+    run(settings, as_json=as_json)
+
+
+# --- look after it --------------------------------------------------------------------------
+
+
+@main.group()
+def ledger() -> None:
+    """The books: verify and export."""
+
+
+@ledger.command("verify")
+@common
+def ledger_verify(as_json: bool, config: Path | None) -> None:
+    """Check every invariant of the books; exit 1 and name the broken ones."""
+    from gateway.hands import verify
+
+    broken = verify(read_settings(config))
+    if as_json:
+        put({"ok": not broken, "broken": broken})
+    elif not broken:
+        say("The books are in order.", fg="green")
+    else:
+        for name, rows in broken.items():
+            say(f"✗ {name}: {len(rows)} rows, the first: {rows[0]}", fg="red")
+    sys.exit(NO if broken else OK)
+
+
+@ledger.command("export")
+@common
+def ledger_export(as_json: bool, config: Path | None) -> None:
+    """Entries, lots, holds, payments and external keys, one JSON object a line."""
+    del as_json  # the export is JSON in any case
+    from gateway.hands import export
+
+    for row in export(read_settings(config)):
+        put(row)
+
+
+@main.group()
+def account() -> None:
+    """Accounts: look at one, grant credits."""
+
+
+@account.command("show")
+@click.argument("who")
+@common
+def account_show(who: str, as_json: bool, config: Path | None) -> None:
+    """Balance, lots and recent entries of WHO: a wallet address or an account id."""
+    from gateway.hands import show
+
+    found = show(read_settings(config), who)
+    if found is None:
+        raise Stop(f"there is no account of {who}", NO)
+    if as_json:
+        put(found)
+        return
+    for key, value in found.items():
+        for line in value if isinstance(value, list) else [value]:
+            say(f"{key:<20} {line}")
+
+
+@account.command("grant")
+@click.argument("who")
+@click.argument("amount")
+@click.option("--why", required=True, help="Kept with the entry.")
+@click.option("--id", "grant_id", help="Repeat the command with the same id to grant only once.")
+@common
+def account_grant(
+    who: str,
+    amount: str,
+    why: str,
+    grant_id: str | None,
+    as_json: bool,
+    config: Path | None,
+) -> None:
+    """Give WHO credits worth AMOUNT (such as '$5'), out of the house's own pocket."""
+    from gateway.hands import grant
+
+    try:
+        granted = grant(read_settings(config), who, amount, why=why, grant_id=grant_id)
+    except ValueError as error:
+        raise Stop(str(error), USAGE) from None
+    if as_json:
+        put(granted)
+    else:
+        say(f"{granted['outcome']}: {granted['credits']} credits for {who}", fg="green")
+
+
+@main.command()
+@common
+def version(as_json: bool, config: Path | None) -> None:
+    """The version of Farebox and of Python."""
+    del config
+    python = ".".join(str(part) for part in sys.version_info[:3])
+    if as_json:
+        put({"farebox": __version__, "python": python})
+    else:
+        say(f"farebox {__version__} (Python {python})")
+
+
+if __name__ == "__main__":
+    main()

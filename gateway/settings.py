@@ -1,0 +1,312 @@
+"""What Farebox can be told: the settings as frozen objects.
+
+A key of ``farebox.toml`` that is a size, a time or an amount of money is text or a whole number
+there (``max_body = "10 MiB"``) and an ``int`` here, under a name that ends in the unit
+(``max_body_bytes``). Every section refuses unknown keys. Reading files, the environment and the
+rules between sections are in ``gateway/config.py``; every key is described in docs/operator.md.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+)
+
+from chain.networks import Network
+from gateway import forms
+from gateway.forms import (
+    Address,
+    Bytes,
+    Count,
+    Listen,
+    ListenAt,
+    Origin,
+    PriceOf,
+    PrivateKey,
+    RateLimit,
+    Seconds,
+    Secret,
+    Span,
+    Units,
+)
+
+_MATCH: Final = re.compile(r"(?:[A-Z]{1,20}|\*) /[!-~]*")
+_MOUNT: Final = re.compile(r"/|(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, no unknown keys, nothing secret in an error."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        arbitrary_types_allowed=True,
+        validate_default=False,
+    )
+
+
+class Server(Section):
+    """``[server]``: where Farebox listens, where it keeps things, and its limits."""
+
+    listen: ListenAt = Listen("127.0.0.1", 8402)
+    public_url: Origin = ""
+    """The origin signatures are bound to; never taken from Host. Empty: http:// and listen."""
+    database: str = Field("sqlite:///farebox.db", repr=False)
+    redis: str = Field("", repr=False)
+    workers: Annotated[Count, Field(ge=1, le=256)] = 1
+    work: bool = True
+    """Whether ``serve`` runs the background loop too."""
+    pages_url: Annotated[str, BeforeValidator(lambda v: v and forms.origin(v))] = ""
+    admin_listen: Annotated[
+        Listen | None, BeforeValidator(lambda v: None if v == "" else forms.listen(v))
+    ] = Listen("127.0.0.1", 8403)
+    admin_token_file: Path = Path("admin.token")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    buffer_answer_bytes: Annotated[Bytes, Field(ge=0, le=16 << 20)] = Field(
+        64 << 10, alias="buffer_answer"
+    )
+    """Answers up to this size are captured before the first byte leaves, longer ones before the
+    last one."""
+    max_body_bytes: Annotated[Bytes, Field(ge=1024)] = Field(10 << 20, alias="max_body")
+    body_memory_bytes: Annotated[Bytes, Field(ge=1024)] = Field(1 << 20, alias="body_memory")
+    """A body under a digest is read whole: up to this size in memory, then on disk."""
+    max_headers_bytes: Annotated[Bytes, Field(ge=8 << 10, le=256 << 10)] = Field(
+        32 << 10, alias="max_headers"
+    )
+    answer_keep_s: Annotated[Seconds, Field(ge=60)] = Field(86400, alias="answer_keep")
+    """How long a stored answer is given again to a repeat of its request."""
+
+    hold_lease_s: Annotated[Seconds, Field(ge=1, le=3600)] = 60
+    sweep_s: Annotated[Seconds, Field(ge=1)] = 5
+    reconcile_s: Annotated[Seconds, Field(ge=1)] = 60
+    upstream_connect_timeout_s: Annotated[Seconds, Field(ge=1, le=600)] = 5
+    upstream_timeout_s: Annotated[Seconds, Field(ge=1, le=86400)] = 60
+    """The longest an upstream may take for a whole answer, unless its route says otherwise."""
+    settle_wait_s: Annotated[Seconds, Field(ge=1, le=300)] = 20
+    """How long a request waits for its payment to be included; then it is pending."""
+    offer_timeout_s: Annotated[Seconds, Field(ge=10, le=120)] = 120
+    """How long an offer for one call stays payable."""
+    signature_window_s: Annotated[Seconds, Field(ge=10, le=3600)] = 300
+    clock_skew_s: Annotated[Seconds, Field(ge=0, le=300)] = 30
+    stop_s: Annotated[Seconds, Field(ge=0, le=3600)] = 30
+    """How long calls in flight may take to end when the gateway is asked to stop."""
+    uncharged_per_min: Annotated[Count, Field(ge=1)] = 60
+    """Calls of one account or address that may end uncharged in a minute."""
+
+    @field_validator("database")
+    @classmethod
+    def _database(cls, url: str) -> str:
+        if re.fullmatch(r"sqlite:///[^?#]+", url):
+            return url
+        if re.fullmatch(r"postgres(ql)?://[!-~]+", url) and len(urlsplit(url).path) > 1:
+            return re.sub(r"^postgres(ql)?://", "postgresql://", url)
+        raise ValueError(
+            'should be "sqlite:///farebox.db" or "postgresql://user:password@host/database"'
+        )
+
+    @field_validator("redis")
+    @classmethod
+    def _redis(cls, url: str) -> str:
+        if url and not re.fullmatch(r"(rediss?|unix)://[!-~]+", url):
+            raise ValueError('should be empty or a URL such as "redis://127.0.0.1:6379/0"')
+        return url
+
+    @property
+    def scheme(self) -> str:
+        """``http`` or ``https``, of ``public_url``."""
+        return urlsplit(self.public_url).scheme
+
+    @property
+    def authority(self) -> str:
+        """Host and, unless it is the default one, port of ``public_url``, lower case."""
+        return urlsplit(self.public_url).netloc
+
+    @property
+    def on_postgres(self) -> bool:
+        """True for PostgreSQL, False for SQLite."""
+        return self.database.startswith("postgresql:")
+
+
+class Credits(Section):
+    """``[credits]``: how credits are shown, sold and kept."""
+
+    per_usd: Annotated[Count, Field(ge=1, le=1_000_000)] = 100
+    packs_units: Annotated[tuple[Units, ...], BeforeValidator(forms.listed)] = Field(
+        (1_000_000, 5_000_000, 20_000_000), alias="packs", min_length=1, max_length=20
+    )
+    pack_multiple: Annotated[Count, Field(ge=1)] = 500
+    """Credits bought by name come in multiples of this many."""
+    expire_after: Annotated[Span | None, BeforeValidator(forms.span)] = Span(0, 12, "12 months")
+    """None: never. ``expire_after.after_ms(now_ms)`` is when credits bought now expire."""
+    min_onchain_units: Annotated[Units, Field(ge=1)] = Field(10_000, alias="min_onchain")
+
+    @field_validator("per_usd")
+    @classmethod
+    def _per_usd(cls, rate: int) -> int:
+        if 1_000_000 % rate:
+            raise ValueError(
+                "should divide 1,000,000, so that one credit is a whole number of units"
+            )
+        return rate
+
+    @field_validator("packs_units")
+    @classmethod
+    def _packs(cls, packs: tuple[int, ...]) -> tuple[int, ...]:
+        if min(packs) < 1:
+            raise ValueError("names a pack that costs nothing")
+        if min(packs) > 1_000_000:
+            raise ValueError(
+                "needs one pack of at most $1: stock x402 clients refuse more in one payment"
+            )
+        return tuple(sorted(set(packs)))
+
+
+class MintAt(Section):
+    """When a transfer becomes credits: at once up to a limit, at a safer point above it."""
+
+    instant_limit_units: Units = Field(5_000_000, alias="instant_limit")
+    otherwise: Literal["included", "safe", "finalized"] | Annotated[int, Field(ge=1, le=10_000)] = (
+        "safe"
+    )
+    """``included``, ``safe``, ``finalized`` or a number of blocks."""
+
+
+class Chain(Section):
+    """``[chains.NAME]``: one network this gateway takes payments on."""
+
+    name: str
+    network: Network
+    """From chain/networks.py, or built from the assets spelled out in the config."""
+    rpc: Annotated[tuple[str, ...], BeforeValidator(forms.listed)] = Field(
+        min_length=1, max_length=10, repr=False
+    )
+    pay_to: Address
+    settler_key: PrivateKey | None = None
+    """Pays the gas of settlements. None: this gateway cannot settle on this network itself."""
+    min_onchain_units: Annotated[Units, Field(ge=1)] = Field(10_000, alias="min_onchain")
+    """Smallest single settlement; the value of ``[credits]`` unless given here."""
+    native_usd_units: Annotated[
+        int | None, BeforeValidator(lambda v: None if v == "" else forms.usd_units(v))
+    ] = Field(None, alias="native_usd")
+    """Price of one whole gas coin. None on test networks."""
+    mint_at: MintAt = MintAt.model_validate({})
+    exposure_limit_units: Annotated[Units, Field(ge=1)] = Field(200_000_000, alias="exposure_limit")
+    """Most that may be minted and not yet safe, over all wallets; above it mints wait."""
+    rpc_timeout_s: Annotated[Seconds, Field(ge=1, le=120)] = 10
+
+    @field_validator("rpc")
+    @classmethod
+    def _rpc(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(forms.rpc_url(url) for url in urls)
+
+    @property
+    def caip2(self) -> str:
+        """The network as ``eip155:<chain id>``."""
+        return self.network.caip2
+
+
+class Stripe(Section):
+    """``[stripe]``: cards. Off without a secret key."""
+
+    secret_key: Secret | None = None
+    webhook_secret: Secret | None = None
+    api_base: Annotated[str, BeforeValidator(lambda v: v and forms.base_url(v))] = ""
+    """Another Stripe, for tests and the demo only."""
+
+    @property
+    def enabled(self) -> bool:
+        """True if cards are offered."""
+        return self.secret_key is not None
+
+
+class Route(Section):
+    """One entry of ``routes``: which requests, and what they cost."""
+
+    match: str
+    """``METHOD /path``, the path as the upstream sees it; ``*`` for every method."""
+    price: PriceOf
+    rate_limit: Annotated[RateLimit | None, BeforeValidator(forms.rate)] = None
+    charge: Literal["on_success"] = "on_success"
+    """Only an answer of the upstream that counts as success is charged."""
+    amount_from: Literal["price", "upstream"] = "price"
+    """``upstream``: it may say what the call cost, never more than was held."""
+    retry_safe: bool = False
+    """A call whose gateway died may be sent to the upstream again."""
+    timeout_s: Annotated[Seconds, Field(ge=1, le=86400)] | None = None
+    description: str = Field("", max_length=500)
+
+    @field_validator("match")
+    @classmethod
+    def _match(cls, match: str) -> str:
+        if not _MATCH.fullmatch(match) or re.search(
+            r"[?#\\]|//|/\.\.?(/|$)|%(?![0-9A-F]{2})", match
+        ):
+            raise ValueError('should be "METHOD /path" such as "GET /v1/forecast/*"')
+        return match
+
+    @property
+    def method(self) -> str:
+        """The method in ``match``: upper case, or ``*``."""
+        return self.match.split(" ", 1)[0]
+
+    @property
+    def path(self) -> str:
+        """The path pattern in ``match``."""
+        return self.match.split(" ", 1)[1]
+
+
+class Upstream(Section):
+    """``[upstreams.NAME]``: an HTTP API or MCP server behind the gateway."""
+
+    name: str
+    kind: Literal["http", "mcp"] = "http"
+    url: Annotated[str, BeforeValidator(forms.base_url)]
+    mount: str = "/"
+    """Where it stands under the gateway's origin; replaced by ``url`` on the way up."""
+    inject: Annotated[tuple[tuple[str, SecretStr], ...], BeforeValidator(forms.headers)] = ()
+    """Header fields set on the way up, never shown."""
+    routes: Annotated[tuple[Route, ...], Field(max_length=1000)] = ()
+    tools: Annotated[tuple[tuple[str, PriceOf], ...], BeforeValidator(forms.tools)] = ()
+    """MCP only: price by tool name; ``*`` is every tool not named."""
+    connect_timeout_s: Annotated[Seconds, Field(ge=1, le=600)] | None = None
+    timeout_s: Annotated[Seconds, Field(ge=1, le=86400)] | None = None
+
+    @field_validator("mount")
+    @classmethod
+    def _mount(cls, mount: str) -> str:
+        if not _MOUNT.fullmatch(mount):
+            raise ValueError(
+                'should be a path such as "/" or "/weather", without a slash at its end'
+            )
+        return mount
+
+
+class Settings(Section):
+    """Everything Farebox was told, checked. Made by ``gateway.config.load`` or ``quick``."""
+
+    server: Server
+    credits: Credits
+    chains: tuple[Chain, ...]
+    stripe: Stripe
+    upstreams: tuple[Upstream, ...]
+    source: Path | None
+    """The file it was read from; None if there was none."""
+
+    def chain(self, name_or_caip2: str) -> Chain:
+        """The configured chain of that name or CAIP-2 id. Raises ``KeyError``."""
+        for chain in self.chains:
+            if name_or_caip2 in (chain.name, chain.caip2):
+                return chain
+        raise KeyError(name_or_caip2)
