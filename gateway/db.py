@@ -1,0 +1,416 @@
+"""One way to talk to the database, the same on SQLite and on PostgreSQL.
+
+Statements are plain SQL with ``$1`` placeholders in the dialect both understand; what only one of
+them has is a small method of ``Tx`` (``any_of``, ``for_update``). SQLAlchemy describes the schema
+and alembic moves it (``gateway/migrations``); nothing here goes through an ORM.
+
+SQLite: one connection writes, guarded by a lock in the process and ``BEGIN IMMEDIATE`` against
+other processes; another one reads. Both run on the event loop's own thread, because a statement
+takes microseconds and sqlite3 gives up the GIL at every row. WAL and synchronous=FULL: an answer
+that left is on disk. PostgreSQL: an asyncpg pool, READ COMMITTED, rows locked by the caller.
+
+No network call may be awaited while a ``write()`` is open (house rules, money rule 4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+
+if TYPE_CHECKING:
+    import asyncpg
+
+Dialect = Literal["sqlite", "postgres"]
+T = TypeVar("T")
+
+# The schema's own description; every tables.py adds to it, the migrations are compared with it.
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# 64-bit everywhere; on SQLite a plain INTEGER primary key is the row id itself.
+Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+class DatabaseUnavailable(Exception):  # noqa: N818  (a state, not a mistake)
+    """The database cannot be reached or is busy beyond the bound. Nothing was written."""
+
+
+class CommitUnknown(Exception):  # noqa: N818
+    """The connection was lost inside COMMIT: the writes may or may not stand."""
+
+
+class WriteConflict(Exception):  # noqa: N818
+    """Another transaction got there first, and a constraint said so: run it again."""
+
+
+class Row(Protocol):
+    """A result row: by name or by position."""
+
+    def __getitem__(self, key: Any) -> Any: ...
+    def keys(self) -> Iterable[str]: ...
+
+
+@lru_cache(maxsize=512)
+def _numbered(sql: str) -> str:
+    """``$1`` to SQLite's ``?1``."""
+    return re.sub(r"\$(\d+)", r"?\1", sql)
+
+
+class Tx:
+    """An open transaction. Use it only inside its ``async with``."""
+
+    dialect: Dialect
+
+    def __init__(self) -> None:
+        self._after_commit: list[Callable[[], None]] = []
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        """Runs ``call`` once the transaction stands; never if it does not."""
+        self._after_commit.append(call)
+
+    async def fetch(self, sql: str, *params: Any) -> Sequence[Row]:
+        raise NotImplementedError
+
+    async def execute(self, sql: str, *params: Any) -> int:
+        """The number of rows touched."""
+        raise NotImplementedError
+
+    async def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        raise NotImplementedError
+
+    async def fetchrow(self, sql: str, *params: Any) -> Row | None:
+        rows = await self.fetch(sql, *params)
+        return rows[0] if rows else None
+
+    async def fetchval(self, sql: str, *params: Any) -> Any:
+        rows = await self.fetch(sql, *params)
+        return rows[0][0] if rows else None
+
+    async def fetch_any(self, sql: str, values: Sequence[int], *params: Any) -> Sequence[Row]:
+        """``sql`` has ``{any}`` where "is one of ``values``" belongs, as in ``id {any}``.
+
+        The other parameters are ``$1``…; PostgreSQL gets the values as one array behind them.
+        """
+        raise NotImplementedError
+
+    @property
+    def for_update(self) -> str:
+        """Locks the rows of a SELECT until the end. SQLite: the write lock is already ours."""
+        raise NotImplementedError
+
+    async def now_ms(self) -> int:
+        """The database's clock, so that several nodes agree on what has expired."""
+        raise NotImplementedError
+
+
+class _SqliteTx(Tx):
+    dialect: Dialect = "sqlite"
+    for_update = ""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    async def fetch(self, sql: str, *params: Any) -> Sequence[Row]:
+        return self._connection.execute(_numbered(sql), params).fetchall()
+
+    async def execute(self, sql: str, *params: Any) -> int:
+        return self._connection.execute(_numbered(sql), params).rowcount
+
+    async def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        self._connection.executemany(_numbered(sql), rows)
+
+    async def fetch_any(self, sql: str, values: Sequence[int], *params: Any) -> Sequence[Row]:
+        found: list[Row] = []
+        for start in range(0, len(values), 500):  # SQLite's bound on parameters is far above
+            part = values[start : start + 500]
+            marks = ",".join(f"?{len(params) + 1 + i}" for i in range(len(part)))
+            text = _numbered(sql).replace("{any}", f"IN ({marks})")
+            found += self._connection.execute(text, (*params, *part)).fetchall()
+        return found
+
+    async def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+
+class _PostgresTx(Tx):
+    dialect: Dialect = "postgres"
+    for_update = " FOR UPDATE"
+
+    def __init__(self, connection: asyncpg.pool.PoolConnectionProxy) -> None:
+        super().__init__()
+        self._connection = connection
+
+    async def fetch(self, sql: str, *params: Any) -> Sequence[Row]:
+        rows: Sequence[Row] = await self._connection.fetch(sql, *params)
+        return rows
+
+    async def execute(self, sql: str, *params: Any) -> int:
+        status: str = await self._connection.execute(sql, *params)
+        last = status.rsplit(" ", 1)[-1]  # "INSERT 0 1", "UPDATE 3"
+        return int(last) if last.isdigit() else 0
+
+    async def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        await self._connection.executemany(sql, rows)
+
+    async def fetch_any(self, sql: str, values: Sequence[int], *params: Any) -> Sequence[Row]:
+        text = sql.replace("{any}", f"= ANY(${len(params) + 1}::bigint[])")
+        rows: Sequence[Row] = await self._connection.fetch(text, *params, list(values))
+        return rows
+
+    async def now_ms(self) -> int:
+        now: int = await self._connection.fetchval(
+            "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+        )
+        return now
+
+
+class Database:
+    """What every part is handed: opens transactions, nothing else."""
+
+    dialect: Dialect
+    url: str
+
+    @staticmethod
+    async def connect(url: str, *, wait_s: float = 5.0) -> Database:
+        """Opens ``sqlite:///file`` or ``postgresql://…``. ``wait_s`` bounds every wait for it.
+
+        Raises ``DatabaseUnavailable``; ``ValueError`` for a URL that is neither.
+        """
+        scheme = urlsplit(url).scheme
+        if scheme == "sqlite":
+            return _SqliteDatabase(url, wait_s)
+        if scheme in ("postgresql", "postgres"):
+            return await _PostgresDatabase.open(url, wait_s)
+        raise ValueError(f"unknown database URL scheme {scheme!r}: sqlite or postgresql")
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Tx]:
+        """A transaction: committed at the end of the block, rolled back on an exception.
+
+        Raises ``DatabaseUnavailable``, ``WriteConflict``, ``CommitUnknown``.
+        """
+        raise NotImplementedError
+        yield  # type: ignore[unreachable]  # makes it the generator the decorator needs
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Tx]:
+        """A consistent snapshot that writes nothing."""
+        raise NotImplementedError
+        yield  # type: ignore[unreachable]  # as above
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+
+async def transact(db: Database, work: Callable[[Tx], Awaitable[T]], *, tries: int = 4) -> T:
+    """Run ``work`` in a write transaction, again when another one got there first.
+
+    ``work`` must do nothing but use its ``Tx``: it may run more than once.
+    """
+    for attempt in range(1, tries + 1):
+        try:
+            async with db.write() as tx:
+                return await work(tx)
+        except WriteConflict as error:
+            if attempt == tries:
+                raise DatabaseUnavailable(f"lost to other writers {tries} times") from error
+    raise AssertionError("unreachable: the loop returns or raises")
+
+
+def _is_unique_violation(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.IntegrityError) and error.sqlite_errorname in (
+        "SQLITE_CONSTRAINT_UNIQUE",
+        "SQLITE_CONSTRAINT_PRIMARYKEY",
+        "SQLITE_CONSTRAINT_ROWID",
+    )
+
+
+def sqlite_path(url: str) -> Path:
+    """``sqlite:///relative.db`` and ``sqlite:////absolute.db``, as SQLAlchemy spells them."""
+    rest = url.removeprefix("sqlite://")
+    if not rest.startswith("/") or len(rest) < 2:
+        raise ValueError("a SQLite URL is sqlite:///file or sqlite:////path/to/file")
+    return Path(rest[1:])
+
+
+class _SqliteDatabase(Database):
+    dialect: Dialect = "sqlite"
+
+    def __init__(self, url: str, wait_s: float) -> None:
+        self.url = url
+        self._wait_s = wait_s
+        self._lock = asyncio.Lock()
+        path = sqlite_path(url)
+        try:
+            self._writer = self._open(path)
+            self._reader = self._open(path)
+            self._reader.execute("PRAGMA query_only = 1")
+        except sqlite3.OperationalError as error:
+            raise DatabaseUnavailable(f"cannot open {path}: {error}") from error
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        # isolation_level=None: we say BEGIN and COMMIT ourselves, at the places that matter.
+        connection = sqlite3.connect(path, isolation_level=None, timeout=self._wait_s)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        # From here on a busy database is waited for on the event loop, not inside sqlite3.
+        connection.execute("PRAGMA busy_timeout = 0")
+        return connection
+
+    async def _begin(self) -> None:
+        deadline = time.monotonic() + self._wait_s
+        pause_s = 0.001
+        while True:
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise DatabaseUnavailable(f"the database is not writable: {error}") from error
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.05)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Tx]:
+        async with self._lock:
+            await self._begin()
+            tx = _SqliteTx(self._writer)
+            try:
+                yield tx
+                self._writer.execute("COMMIT")
+            except BaseException as error:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError):
+                    raise DatabaseUnavailable(str(error)) from error
+                if _is_unique_violation(error):
+                    raise WriteConflict(str(error)) from error
+                raise
+        for call in tx._after_commit:
+            call()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Tx]:
+        # Statements of one block run without a suspension between them, except where the block
+        # itself awaits something else; a deferred transaction gives those a snapshot too. Blocks
+        # that overlap on the loop share the one that is open: it is older, never torn.
+        outer = not self._reader.in_transaction
+        if outer:
+            self._reader.execute("BEGIN")
+        try:
+            yield _SqliteTx(self._reader)
+        finally:
+            if outer:
+                self._reader.execute("COMMIT")
+
+    async def close(self) -> None:
+        async with self._lock:
+            self._reader.close()
+            self._writer.close()
+
+
+class _PostgresDatabase(Database):
+    dialect: Dialect = "postgres"
+
+    def __init__(self, url: str, wait_s: float, pool: asyncpg.Pool) -> None:
+        self.url = url
+        self._wait_s = wait_s
+        self._pool = pool
+
+    @classmethod
+    async def open(cls, url: str, wait_s: float) -> _PostgresDatabase:
+        import asyncpg
+
+        try:
+            pool = await asyncpg.create_pool(
+                url.replace("postgres://", "postgresql://", 1),
+                min_size=1,
+                max_size=8,
+                timeout=wait_s,
+                command_timeout=30,
+                # A transaction that hangs would hold account rows and hide ids from the sweeper.
+                server_settings={
+                    "application_name": "farebox",
+                    "statement_timeout": "5000",
+                    "idle_in_transaction_session_timeout": "5000",
+                },
+            )
+        except (OSError, asyncpg.PostgresError, TimeoutError) as error:
+            raise DatabaseUnavailable(f"cannot reach the database: {error}") from error
+        return cls(url, wait_s, pool)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
+        import asyncpg
+
+        try:
+            async with self._pool.acquire(timeout=self._wait_s) as connection:
+                yield connection
+        except (
+            OSError,
+            TimeoutError,
+            asyncpg.PostgresConnectionError,
+            asyncpg.InterfaceError,
+            asyncpg.OperatorInterventionError,
+            asyncpg.CannotConnectNowError,
+            asyncpg.TooManyConnectionsError,
+            asyncpg.QueryCanceledError,
+        ) as error:
+            raise DatabaseUnavailable(f"the database did not answer: {error}") from error
+        except (
+            asyncpg.UniqueViolationError,
+            asyncpg.DeadlockDetectedError,
+            asyncpg.SerializationError,
+        ) as error:
+            raise WriteConflict(str(error)) from error
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Tx]:
+        import asyncpg
+
+        async with self._connection() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            tx = _PostgresTx(connection)
+            try:
+                yield tx
+            except BaseException:
+                if not connection.is_closed():
+                    await transaction.rollback()
+                raise
+            try:
+                await transaction.commit()
+            except (OSError, TimeoutError, asyncpg.PostgresConnectionError) as error:
+                raise CommitUnknown(f"the connection was lost in COMMIT: {error}") from error
+        for call in tx._after_commit:
+            call()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Tx]:
+        async with (
+            self._connection() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            yield _PostgresTx(connection)
+
+    async def close(self) -> None:
+        await self._pool.close()

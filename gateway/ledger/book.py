@@ -1,0 +1,158 @@
+"""The rows of one transaction in memory: what was loaded, and what is to be written.
+
+The rules (``rules.py``, ``lots.py``) work on these objects and on nothing else, so they are the
+same for both databases and for the model tests. ``store.py`` fills a book and writes it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from gateway.ledger.steps import Answer, Balance, HoldRow, TransferRow
+
+GuardKey = tuple[int, str, str, str]  # account, principal, scheme, request id
+AliasKey = tuple[int, str, str]  # account, principal, alias
+MintKey = tuple[str, str, int]  # network, ref, n
+
+
+class LedgerFault(Exception):  # noqa: N818
+    """A rule of the ledger would be broken: a mistake in the program, never in a request."""
+
+
+@dataclass(slots=True)
+class AccountState:
+    """An account row under our lock. Column meanings: ``tables.py``."""
+
+    id: int
+    available: int
+    held: int
+    pinned: int
+    debt: int
+    added: int
+    spent: int
+    pos: int
+    folded: int
+    next_expiry_ms: int
+    epoch: int
+    seq: int
+    last_id: int
+    frozen: int
+    ver: int
+    touched: bool = False
+
+    @property
+    def balance(self) -> Balance:
+        return Balance(self.available, self.held)
+
+
+@dataclass(slots=True)
+class LotState:
+    """A lot row. Only what spending changes is changed here."""
+
+    id: int
+    account_id: int
+    source: str
+    payer: str | None
+    payment_id: str | None
+    expires_ms: int
+    minted_units: int
+    remaining_units: int
+    state: str
+    new: bool = False
+    touched: bool = False
+
+
+@dataclass(slots=True)
+class PinState:
+    """A stretch of a hold that stands on a lot which died under it."""
+
+    hold_id: int
+    lot_id: int
+    amount_units: int
+    captured_units: int | None
+    new: bool = False
+    touched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Which lot paid which stretch of an account's tape."""
+
+    account_id: int
+    from_pos: int
+    to_pos: int
+    lot_id: int
+
+
+@dataclass(slots=True)
+class Book:
+    """Everything one application of steps may look at or change."""
+
+    now_ms: int
+    ids: Iterator[int]
+    accounts: dict[int, AccountState] = field(default_factory=dict)
+    holds: dict[GuardKey, HoldRow] = field(default_factory=dict)
+    aliases: dict[AliasKey, HoldRow] = field(default_factory=dict)
+    alias_of: dict[int, str] = field(default_factory=dict)
+    closes: dict[int, TransferRow] = field(default_factory=dict)
+    leases: dict[int, int] = field(default_factory=dict)  # renewed leases, by hold
+    mints: dict[MintKey, LotState] = field(default_factory=dict)
+    lots: dict[int, list[LotState]] = field(default_factory=dict)  # live, in spending order
+    open_holds: dict[int, list[HoldRow]] = field(default_factory=dict)  # of due accounts, by age
+    pins: dict[int, list[PinState]] = field(default_factory=dict)  # by hold
+
+    new_holds: list[HoldRow] = field(default_factory=list)
+    new_aliases: list[tuple[AliasKey, int]] = field(default_factory=list)
+    new_transfers: list[TransferRow] = field(default_factory=list)
+    new_segments: list[Segment] = field(default_factory=list)
+    new_mints: list[tuple[MintKey, int]] = field(default_factory=list)
+    new_answers: list[tuple[int, Answer]] = field(default_factory=list)
+    house: dict[int, int] = field(default_factory=dict)  # house account -> units gained
+
+    def account(self, account_id: int) -> AccountState:
+        """The row, marked as changed: ask for it only to change it."""
+        state = self.accounts.get(account_id)
+        if state is None:
+            raise LedgerFault(f"account {account_id} is not in the book")
+        return state
+
+    def post(
+        self,
+        account: AccountState,
+        kind: str,
+        sides: tuple[int, int],
+        amount_units: int,
+        ref: int,
+        *,
+        transfer_id: int | None = None,
+        pos: int = 0,
+        tape_units: int = 0,
+        reason: str | None = None,
+    ) -> TransferRow:
+        """Write one line of the statement. The account's amounts must already be changed."""
+        debit, credit = sides
+        row = TransferRow(
+            id=next(self.ids) if transfer_id is None else transfer_id,
+            kind=kind,
+            debit=debit,
+            credit=credit,
+            amount_units=amount_units,
+            account_id=account.id,
+            seq=account.seq + 1,
+            prev_id=account.last_id,
+            balance_units=account.available + account.held,
+            pos=pos,
+            tape_units=tape_units,
+            ref=ref,
+            reason=reason,
+            at_ms=self.now_ms,
+        )
+        account.seq = row.seq
+        account.last_id = row.id
+        account.touched = True
+        house = credit if debit == account.id else debit
+        gained = amount_units if credit == house else -amount_units
+        self.house[house] = self.house.get(house, 0) + gained
+        self.new_transfers.append(row)
+        return row

@@ -1,0 +1,96 @@
+"""Reading the ledger: balance, statement, what became of a request. Nothing here changes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.db import Tx
+from gateway.ledger.steps import NEVER, Answer, HoldRow, TransferRow
+from gateway.ledger.store import HOLD, TRANSFER, columns, hold_row, transfer_row
+
+
+@dataclass(frozen=True, slots=True)
+class AccountView:
+    """An account as its owner sees it. Units; ``next_expiry_ms`` None: nothing expires."""
+
+    id: int
+    available_units: int
+    held_units: int
+    debt_units: int
+    added_units: int
+    spent_units: int
+    next_expiry_ms: int | None
+    frozen: bool
+
+
+async def account(tx: Tx, account_id: int) -> AccountView | None:
+    """The account as stored; ``Expire`` it first where the shown balance must be exact."""
+    row = await tx.fetchrow("SELECT * FROM account WHERE id = $1", account_id)
+    if row is None:
+        return None
+    return AccountView(
+        id=row["id"],
+        available_units=row["available"],
+        held_units=row["held"],
+        debt_units=row["debt"],
+        added_units=row["added"],
+        spent_units=row["spent"],
+        next_expiry_ms=None if row["next_expiry_ms"] >= NEVER else row["next_expiry_ms"],
+        frozen=bool(row["frozen"]),
+    )
+
+
+async def statement(
+    tx: Tx, account_id: int, limit: int, before_id: int | None = None
+) -> Sequence[TransferRow]:
+    """Transfers of an account, newest first. ``before_id``: go on behind that line."""
+    if before_id is None:
+        head = await tx.fetchval("SELECT last_id FROM account WHERE id = $1", account_id)
+    else:
+        head = await tx.fetchval(
+            "SELECT prev_id FROM transfer WHERE id = $1 AND account_id = $2", before_id, account_id
+        )
+    rows = await tx.fetch(
+        f"WITH RECURSIVE line AS (SELECT * FROM transfer WHERE id = $1 AND account_id = $2"  # noqa: S608
+        " UNION ALL SELECT t.* FROM transfer t JOIN line ON t.id = line.prev_id)"
+        f" SELECT {columns(TRANSFER)} FROM line LIMIT $3",
+        head or 0,
+        account_id,
+        limit,
+    )
+    return [transfer_row(row) for row in rows]
+
+
+async def hold_by_id(tx: Tx, hold_id: int) -> HoldRow | None:
+    row = await tx.fetchrow(f"SELECT {columns(HOLD)} FROM hold WHERE id = $1", hold_id)  # noqa: S608
+    return None if row is None else hold_row(row)
+
+
+async def holds_of_request(tx: Tx, account_id: int, request_id: str) -> Sequence[HoldRow]:
+    """The calls of an account with this request id or alias; ids are unique per principal."""
+    rows = await tx.fetch(
+        f"SELECT {columns(HOLD)} FROM hold WHERE request_id = $1 AND account_id = $2"  # noqa: S608
+        f" UNION SELECT {columns(HOLD, 'h')} FROM request_alias a JOIN hold h ON h.id = a.hold_id"
+        " WHERE a.account_id = $2 AND a.alias = $1 ORDER BY id DESC LIMIT 20",
+        request_id,
+        account_id,
+    )
+    return [hold_row(row) for row in rows]
+
+
+async def close_of(tx: Tx, hold_id: int) -> TransferRow | None:
+    """How a hold ended; None while it is open."""
+    row = await tx.fetchrow(f"SELECT {columns(TRANSFER)} FROM transfer WHERE id = $1", hold_id)  # noqa: S608
+    return None if row is None else transfer_row(row)
+
+
+async def answer_of(tx: Tx, hold_id: int) -> Answer | None:
+    """The stored answer, if there is one and it has not been purged."""
+    row = await tx.fetchrow("SELECT status, headers, body FROM answer WHERE hold_id = $1", hold_id)
+    if row is None:
+        return None
+    headers = tuple((name, value) for name, value in json.loads(row["headers"]))
+    body = row["body"]
+    return Answer(row["status"], headers, None if body is None else bytes(body))

@@ -1,0 +1,208 @@
+"""What each step does to a book. Pure: no clock, no database, no waiting.
+
+Every function decides completely before it changes anything, so a refused step leaves the book as
+it was and its neighbours in the same transaction do not notice it.
+"""
+
+from __future__ import annotations
+
+from gateway.ledger import lots
+from gateway.ledger.book import Book, LedgerFault, LotState
+from gateway.ledger.steps import (
+    EXPIRED,
+    FUNDING,
+    REVENUE,
+    AlreadyClosed,
+    Close,
+    Closed,
+    CloseOutcome,
+    Conflict,
+    Current,
+    Expire,
+    Frozen,
+    Guard,
+    Held,
+    Hold,
+    HoldOutcome,
+    HoldRow,
+    Mint,
+    Minted,
+    MintedBefore,
+    MintOutcome,
+    Outcome,
+    Repeated,
+    Short,
+    Step,
+    StillLeased,
+)
+
+
+def decide(book: Book, step: Step) -> Outcome:
+    """Apply one step to the book, or refuse it."""
+    match step:
+        case Hold():
+            return hold(book, step)
+        case Close():
+            return close(book, step)
+        case Mint():
+            return mint(book, step)
+        case Expire():
+            account = book.account(step.account_id)
+            lots.expire_due(book, account)
+            return Current(account.balance)
+
+
+def hold(book: Book, step: Hold) -> HoldOutcome:
+    """Reserve and burn the request id. A known id is answered before funds are looked at."""
+    known = _known(book, step.account_id, step.guard, step.content)
+    if known is not None:
+        return known
+    account = book.account(step.account_id)
+    lots.expire_due(book, account)
+    if account.frozen or account.debt:
+        return Frozen(account.debt)
+    if account.available < step.max_units:
+        return Short(account.available, step.max_units)
+    row = HoldRow(
+        id=next(book.ids),
+        account_id=step.account_id,
+        principal=step.guard.principal,
+        scheme=step.guard.scheme,
+        request_id=step.guard.request_id,
+        content=step.content,
+        max_units=step.max_units,
+        at_ms=book.now_ms,
+        lease_ms=book.now_ms + step.lease_ms,
+        epoch=account.epoch,
+        owner=step.owner,
+        route=step.call.route,
+        method=step.call.method,
+        target=step.call.target,
+        run=step.call.run,
+        payment_id=step.call.payment_id,
+    )
+    account.available -= step.max_units
+    account.held += step.max_units
+    account.touched = True
+    book.new_holds.append(row)
+    book.holds[row.account_id, row.principal, row.scheme, row.request_id] = row
+    if step.guard.alias is not None:
+        alias = (row.account_id, row.principal, step.guard.alias)
+        book.aliases[alias] = row
+        book.alias_of[row.id] = step.guard.alias
+        book.new_aliases.append((alias, row.id))
+    return Held(row, account.balance)
+
+
+def _known(book: Book, account_id: int, guard: Guard, content: bytes) -> HoldOutcome | None:
+    """Applied before? The one-time value decides first, then the alias."""
+    by_id = book.holds.get((account_id, guard.principal, guard.scheme, guard.request_id))
+    by_alias = None
+    if guard.alias is not None:
+        by_alias = book.aliases.get((account_id, guard.principal, guard.alias))
+    if by_id is not None:
+        # A one-time value already bound to another alias, or an alias that means another call.
+        bound = book.alias_of.get(by_id.id)
+        if guard.alias is not None and bound is not None and bound != guard.alias:
+            return Conflict(by_id)
+        if by_alias is not None and by_alias.id != by_id.id:
+            return Conflict(by_id)
+    known = by_id or by_alias
+    if known is None:
+        return None
+    if known.content != content:
+        return Conflict(known)
+    return Repeated(known, book.closes.get(known.id))
+
+
+def close(book: Book, step: Close) -> CloseOutcome:
+    """Capture or void. The hold's id is the transfer's id, so a hold ends once."""
+    row = step.hold
+    before = book.closes.get(row.id)
+    if before is not None:
+        return AlreadyClosed(before)
+    if step.if_lapsed and book.leases.get(row.id, row.lease_ms) > book.now_ms:
+        return StillLeased()
+    if not 0 <= step.amount_units <= row.max_units:
+        raise LedgerFault(f"hold {row.id}: {step.amount_units} is not within {row.max_units}")
+    if step.void_reason is not None and step.amount_units:
+        raise LedgerFault(f"hold {row.id}: a void moves nothing")
+    account = book.account(row.account_id)
+    lots.expire_due(book, account)
+    from_pins, pins = lots.release_pins(book, row, step.amount_units)
+    pinned = sum(pin.amount_units for pin in pins)
+    tape = step.amount_units - from_pins
+    start = account.pos
+    account.held -= row.max_units
+    account.pinned -= pinned
+    # The lapsed part is still the customer's on this line; the expiry lines below take it.
+    account.available += row.max_units - step.amount_units
+    account.pos += tape
+    account.spent += step.amount_units
+    transfer = book.post(
+        account,
+        "capture" if step.void_reason is None else "void",
+        (account.id, REVENUE),
+        step.amount_units,
+        row.id,
+        transfer_id=row.id,
+        pos=start,
+        tape_units=tape,
+        reason=step.void_reason,
+    )
+    for pin in pins:
+        unused = pin.amount_units - (pin.captured_units or 0)
+        if unused:
+            account.available -= unused
+            book.post(account, "expire", (account.id, EXPIRED), unused, pin.lot_id)
+    if account.available < 0:
+        raise LedgerFault(f"hold {row.id}: its pins exceed it")
+    book.closes[row.id] = transfer
+    if step.answer is not None:
+        book.new_answers.append((row.id, step.answer))
+    return Closed(transfer, account.balance)
+
+
+def mint(book: Book, step: Mint) -> MintOutcome:
+    """Create credits for an outside fact; the same fact is answered with what it made before."""
+    if step.amount_units <= 0:
+        raise LedgerFault("a mint must be of at least one unit")
+    key = (step.network, step.ref, step.n)
+    before = book.mints.get(key)
+    if before is not None:
+        return MintedBefore(before.id, before.account_id, before.minted_units)
+    account = book.account(step.account_id)
+    lots.expire_due(book, account)
+    # Past spending is booked on the lots of its time before a lot that expires earlier arrives.
+    lots.fold(book, account)
+    account.available += step.amount_units
+    account.added += step.amount_units
+    account.next_expiry_ms = min(account.next_expiry_ms, step.expires_ms)
+    lot_id = next(book.ids)
+    book.post(
+        account,
+        "mint",
+        (FUNDING, account.id),
+        step.amount_units,
+        lot_id,
+        transfer_id=lot_id,
+        reason=step.reason or step.source,
+    )
+    lot = LotState(
+        id=lot_id,
+        account_id=account.id,
+        source=step.source,
+        payer=step.payer,
+        payment_id=step.payment_id,
+        expires_ms=step.expires_ms,
+        minted_units=step.amount_units,
+        remaining_units=step.amount_units,
+        state="live",
+        new=True,
+    )
+    live = book.lots[account.id]
+    live.append(lot)
+    live.sort(key=lambda each: (each.expires_ms, each.id))
+    book.mints[key] = lot
+    book.new_mints.append((key, lot_id))
+    return Minted(lot_id, account.balance)

@@ -1,0 +1,249 @@
+"""What can be asked of the ledger, and what it can answer.
+
+A step is one hold, close or mint. Steps that are applied together share one database
+transaction; a refused step changes nothing and stores nothing, so it can be asked again. Every
+repeat has one of three outcomes: applied, replayed (same id, same content) or conflict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+# The house's own accounts. Their ids are below every customer's.
+FUNDING: Final = 1  # where minted credits come from: money that came in from outside
+REVENUE: Final = 2  # what customers were charged
+EXPIRED: Final = 3  # what lapsed unused
+FIRST_ID: Final = 1_000
+
+NEVER: Final = 2**62  # expires_ms of a lot that does not expire
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What makes a request happen at most once (docs: proofs, request ids).
+
+    ``principal`` is the wallet or key that proved itself, ``scheme`` how, ``request_id`` the
+    one-time value of the proof. ``alias`` is an Idempotency-Key or payment-identifier: it finds a
+    request again that came with another one-time value.
+    """
+
+    principal: str
+    scheme: str
+    request_id: str
+    alias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the activity shows of a request."""
+
+    route: str
+    method: str
+    target: str
+    run: str | None = None
+    payment_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Reserve ``max_units`` for a call and burn its request id, both or neither.
+
+    ``content`` is a hash of everything the caller asked: the same id with other content is a
+    conflict. ``lease_ms`` is how long the owner may take before it has to renew.
+    """
+
+    account_id: int
+    guard: Guard
+    content: bytes
+    max_units: int
+    lease_ms: int
+    call: Call
+    owner: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was answered, kept so that a repeat gets the same. ``body`` None: too long to keep."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRow:
+    """A hold as stored. Immutable; whether it is open is told by its transfer."""
+
+    id: int
+    account_id: int
+    principal: str
+    scheme: str
+    request_id: str
+    content: bytes
+    max_units: int
+    at_ms: int
+    lease_ms: int
+    epoch: int
+    owner: int
+    route: str
+    method: str
+    target: str
+    run: str | None
+    payment_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """End a hold: capture ``amount_units`` of it, or void it for ``void_reason``.
+
+    ``if_lapsed`` is the sweeper's form: only when nobody holds the lease any more.
+    """
+
+    hold: HoldRow
+    amount_units: int = 0
+    void_reason: str | None = None
+    answer: Answer | None = None
+    if_lapsed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mint:
+    """Credit ``amount_units`` for the outside fact ``(network, ref, n)``, once for ever."""
+
+    account_id: int
+    amount_units: int
+    network: str
+    ref: str
+    n: int
+    source: str
+    expires_ms: int = NEVER
+    payer: str | None = None
+    payment_id: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Let what is due lapse now, so that a balance that is shown is the true one."""
+
+    account_id: int
+
+
+Step = Hold | Close | Mint | Expire
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """An account after a step: what can be spent, and what is promised to open calls."""
+
+    available_units: int
+    held_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRow:
+    """A transfer as stored. Immutable."""
+
+    id: int
+    kind: str
+    debit: int
+    credit: int
+    amount_units: int
+    account_id: int
+    seq: int
+    prev_id: int
+    balance_units: int
+    pos: int
+    tape_units: int
+    ref: int
+    reason: str | None
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Applied: the request may run now, once."""
+
+    hold: HoldRow
+    balance: Balance
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """Replayed: this request is known. ``close`` None: it still runs."""
+
+    hold: HoldRow
+    close: TransferRow | None
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The id is known with other content (or the alias with another one-time value)."""
+
+    hold: HoldRow | None
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """Refused: the account cannot cover it. Nothing was stored."""
+
+    available_units: int
+    needed_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Refused: the account is frozen or in debt. Nothing was stored."""
+
+    debt_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Applied: the hold has ended with this transfer."""
+
+    transfer: TransferRow
+    balance: Balance
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyClosed:
+    """Replayed: the hold had ended before, with this transfer."""
+
+    transfer: TransferRow
+
+
+@dataclass(frozen=True, slots=True)
+class StillLeased:
+    """The sweeper came too early: the owner has renewed its lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """Applied: the credits exist now."""
+
+    lot_id: int
+    balance: Balance
+
+
+@dataclass(frozen=True, slots=True)
+class MintedBefore:
+    """Replayed: this fact minted these credits before."""
+
+    lot_id: int
+    account_id: int
+    amount_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """The account with everything expired that is due."""
+
+    balance: Balance
+
+
+HoldOutcome = Held | Repeated | Conflict | Short | Frozen
+CloseOutcome = Closed | AlreadyClosed | StillLeased
+MintOutcome = Minted | MintedBefore
+Outcome = HoldOutcome | CloseOutcome | MintOutcome | Current

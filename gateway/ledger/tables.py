@@ -1,0 +1,204 @@
+"""The ledger's tables. What each money column is for stands beside it.
+
+Append-only (a trigger says so): ``hold``, ``transfer``, ``segment``, ``mint_key``. What else may
+change, changes only under the row's lock and guarded by ``ver`` (design: the lots are off the hot
+path, so a spend touches ``hold``, ``transfer`` and one ``account`` row).
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from gateway.db import Id, metadata
+
+BIG = sa.BigInteger()
+
+meta = sa.Table(
+    "meta",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+
+sequence = sa.Table(
+    "sequence",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("next", BIG, nullable=False),
+)
+
+# A stretch of ids a process may use for a few seconds. The sweeper takes the oldest live one as
+# the bound below which every id is used, or never will be.
+id_block = sa.Table(
+    "id_block",
+    metadata,
+    sa.Column("start", Id, primary_key=True, autoincrement=False),
+    sa.Column("at_ms", BIG, nullable=False),
+)
+
+account = sa.Table(
+    "account",
+    metadata,
+    sa.Column("id", Id, primary_key=True, autoincrement=False),
+    sa.Column("created_at_ms", BIG, nullable=False),
+    sa.Column("available", BIG, nullable=False),  # can be spent now
+    sa.Column("held", BIG, nullable=False),  # promised to open holds, still the customer's
+    sa.Column("pinned", BIG, nullable=False),  # the part of held that stands on dead lots
+    sa.Column("debt", BIG, nullable=False),  # owed after a reversal; while > 0 nothing is spent
+    sa.Column("added", BIG, nullable=False),  # all units ever minted to it
+    sa.Column("spent", BIG, nullable=False),  # all units ever captured, less refunds
+    sa.Column("pos", BIG, nullable=False),  # the tape: units ever captured from live lots
+    sa.Column("folded", BIG, nullable=False),  # the part of pos already booked on lots
+    sa.Column("next_expiry_ms", BIG, nullable=False),  # no live lot expires before this
+    sa.Column("epoch", BIG, nullable=False),  # rises when a lot dies under open holds
+    sa.Column("seq", BIG, nullable=False),  # number of transfers
+    sa.Column("last_id", BIG, nullable=False),  # newest transfer: head of the statement list
+    sa.Column("frozen", sa.Integer, nullable=False),  # 1: an operator stopped spending
+    sa.Column("ver", BIG, nullable=False),  # every update names the version it read
+    sa.CheckConstraint("available >= 0", name="available"),
+    sa.CheckConstraint("held >= 0", name="held"),
+    sa.CheckConstraint("pinned >= 0 AND pinned <= held", name="pinned"),
+    sa.CheckConstraint("debt >= 0", name="debt"),
+    sa.CheckConstraint("pos >= folded AND folded >= 0", name="folded"),
+)
+
+house_balance = sa.Table(
+    "house_balance",
+    metadata,
+    sa.Column("account_id", Id, primary_key=True, autoincrement=False),
+    sa.Column("writer", Id, primary_key=True, autoincrement=False),
+    # Credits less debits this writer made; the house account's balance is the sum over writers.
+    sa.Column("balance", BIG, nullable=False),
+)
+
+hold = sa.Table(
+    "hold",
+    metadata,
+    sa.Column("id", Id, primary_key=True, autoincrement=False),
+    sa.Column("account_id", BIG, nullable=False),
+    sa.Column("principal", sa.Text, nullable=False),  # the wallet or key that proved itself
+    sa.Column("scheme", sa.Text, nullable=False),  # how it proved itself
+    sa.Column("request_id", sa.Text, nullable=False),  # the one-time value of that proof
+    sa.Column("content", sa.LargeBinary, nullable=False),  # hash of what was asked
+    sa.Column("max_units", BIG, nullable=False),  # reserved: the most the call may cost
+    sa.Column("at_ms", BIG, nullable=False),
+    sa.Column("lease_ms", BIG, nullable=False),  # until when its owner has spoken for it
+    sa.Column("epoch", BIG, nullable=False),  # the account's epoch when it was taken
+    sa.Column("owner", BIG, nullable=False),  # the process that runs the call
+    sa.Column("route", sa.Text, nullable=False),
+    sa.Column("method", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("run", sa.Text),
+    sa.Column("payment_id", sa.Text),  # the payment that came with this very call
+    # In this order: clients that put time first insert sequentially (ledger figures).
+    sa.UniqueConstraint("request_id", "principal", "scheme", "account_id"),
+    sa.CheckConstraint("max_units >= 0", name="max_units"),
+)
+
+open_hold = sa.Table(
+    "open_hold",
+    metadata,
+    sa.Column("hold_id", Id, primary_key=True, autoincrement=False),
+    sa.Column("account_id", BIG, nullable=False),
+    sa.Column("lease_ms", BIG, nullable=False),  # renewed by the owner of a long call
+    sa.Index("ix_open_hold_account_id", "account_id"),
+)
+
+request_alias = sa.Table(
+    "request_alias",
+    metadata,
+    sa.Column("account_id", Id, primary_key=True, autoincrement=False),
+    sa.Column("principal", sa.Text, primary_key=True),
+    sa.Column("alias", sa.Text, primary_key=True),  # Idempotency-Key or payment-identifier
+    sa.Column("hold_id", BIG, nullable=False),
+    sa.Index("ix_request_alias_hold_id", "hold_id"),
+)
+
+transfer = sa.Table(
+    "transfer",
+    metadata,
+    # The close of a hold has the hold's own id: the key closes it at most once.
+    sa.Column("id", Id, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.Text, nullable=False),  # mint capture void expire
+    sa.Column("debit", BIG, nullable=False),
+    sa.Column("credit", BIG, nullable=False),
+    sa.Column("amount_units", BIG, nullable=False),
+    sa.Column("account_id", BIG, nullable=False),  # the customer's side of it
+    sa.Column("seq", BIG, nullable=False),  # position in that account's statement
+    sa.Column("prev_id", BIG, nullable=False),  # the line before it, 0 at the beginning
+    sa.Column("balance_units", BIG, nullable=False),  # available + held after it
+    sa.Column("pos", BIG, nullable=False),  # capture: where its stretch of the tape begins
+    sa.Column("tape_units", BIG, nullable=False),  # capture: how long it is (rest came from pins)
+    sa.Column("ref", BIG, nullable=False),  # mint, expire: the lot; capture, void: the hold
+    sa.Column("reason", sa.Text),  # void: why nothing was charged; mint: what it was for
+    sa.Column("at_ms", BIG, nullable=False),
+    sa.CheckConstraint("amount_units >= 0", name="amount_units"),
+    sa.CheckConstraint("debit <> credit", name="sides"),
+)
+
+lot = sa.Table(
+    "lot",
+    metadata,
+    sa.Column("id", Id, primary_key=True, autoincrement=False),  # the mint transfer's id
+    sa.Column("account_id", BIG, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),  # x402 card grant …
+    sa.Column("payer", sa.Text),  # the wallet whose money it was; refunds go nowhere else
+    sa.Column("payment_id", sa.Text),
+    sa.Column("expires_ms", BIG, nullable=False),  # NEVER: it does not
+    sa.Column("minted_units", BIG, nullable=False),
+    sa.Column("remaining_units", BIG, nullable=False),  # as of the account's last fold
+    sa.Column("state", sa.Text, nullable=False),  # live expired
+    sa.CheckConstraint("remaining_units >= 0 AND remaining_units <= minted_units", name="rest"),
+    # Spending order. Emptied lots drop out, so a walk never meets the dead.
+    sa.Index(
+        "ix_lot_spending",
+        "account_id",
+        "expires_ms",
+        "id",
+        sqlite_where=sa.text("state = 'live' AND remaining_units > 0"),
+        postgresql_where=sa.text("state = 'live' AND remaining_units > 0"),
+    ),
+)
+
+segment = sa.Table(
+    "segment",
+    metadata,
+    sa.Column("account_id", Id, primary_key=True, autoincrement=False),
+    sa.Column("from_pos", BIG, primary_key=True, autoincrement=False),
+    sa.Column("to_pos", BIG, nullable=False),
+    sa.Column("lot_id", BIG, nullable=False),
+    sa.CheckConstraint("to_pos > from_pos", name="length"),
+    sa.Index("ix_segment_lot_id", "lot_id"),
+)
+
+pin = sa.Table(
+    "pin",
+    metadata,
+    sa.Column("hold_id", Id, primary_key=True, autoincrement=False),
+    sa.Column("lot_id", BIG, primary_key=True, autoincrement=False),
+    sa.Column("amount_units", BIG, nullable=False),  # what of the hold stands on this lot
+    sa.Column("captured_units", BIG),  # null while the hold is open
+    sa.Index("ix_pin_lot_id", "lot_id"),
+)
+
+# One row per fact of the outside world that made money here: the same fact never mints again.
+mint_key = sa.Table(
+    "mint_key",
+    metadata,
+    sa.Column("network", sa.Text, primary_key=True),  # CAIP-2 id, or "stripe", "grant"
+    sa.Column("ref", sa.Text, primary_key=True),  # transaction hash, payment intent, …
+    sa.Column("n", BIG, primary_key=True, autoincrement=False),  # ordinal inside it
+    sa.Column("lot_id", BIG, nullable=False),
+)
+
+# What was answered, for as long as a repeat may ask. Purged by age; the guard itself stays.
+answer = sa.Table(
+    "answer",
+    metadata,
+    sa.Column("hold_id", Id, primary_key=True, autoincrement=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("headers", sa.Text, nullable=False),  # JSON list of pairs
+    sa.Column("body", sa.LargeBinary),  # null: too long to keep, the receipt stands for it
+    sa.Column("at_ms", BIG, nullable=False),
+    sa.Index("ix_answer_at_ms", "at_ms"),
+)

@@ -1,0 +1,102 @@
+"""Tables of money that comes in: one row per attempt, and what must not be forgotten about it."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from gateway.db import metadata
+
+BIG = sa.BigInteger()
+
+payment = sa.Table(
+    "payment",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("provider", sa.Text, nullable=False),  # x402 stripe
+    # created processing succeeded failed refunded disputed reversed
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),  # "call" leaves change, "credits" buys a pack
+    sa.Column("payer", sa.Text),  # the wallet that pays; cards have none
+    sa.Column("recipient", sa.Text),  # the wallet that gets the credits
+    sa.Column("network", sa.Text),
+    sa.Column("asset", sa.Text),
+    sa.Column("amount_units", BIG, nullable=False),  # what was asked; the mint is what was seen
+    sa.Column("expires_ms", BIG),  # of the credits it buys; null: never
+    sa.Column("tx_hash", sa.Text),
+    sa.Column("external_ref", sa.Text),  # Stripe: Checkout Session id
+    sa.Column("external_url", sa.Text),  # Stripe: where the person pays
+    sa.Column("lot_id", BIG),  # what it minted
+    sa.Column("error_code", sa.Text),
+    sa.Column("error_detail", sa.Text),
+    sa.Column("created_at_ms", BIG, nullable=False),
+    sa.Column("updated_at_ms", BIG, nullable=False),
+    sa.Column("lease_ms", BIG, nullable=False),  # until then a live request is working on it
+    sa.CheckConstraint("amount_units > 0", name="amount_units"),
+    sa.Index(
+        "ix_payment_unfinished",
+        "lease_ms",
+        sqlite_where=sa.text("state = 'processing'"),
+        postgresql_where=sa.text("state = 'processing'"),
+    ),
+    sa.Index("ix_payment_external_ref", "external_ref"),
+)
+
+# Claimed before anything is sent; whoever holds the row decides what the signature is used for.
+authorization_use = sa.Table(
+    "authorization_use",
+    metadata,
+    sa.Column("network", sa.Text, primary_key=True),
+    sa.Column("asset", sa.Text, primary_key=True),
+    sa.Column("payer", sa.Text, primary_key=True),
+    sa.Column("nonce", sa.Text, primary_key=True),
+    sa.Column("decision", sa.Text, nullable=False),  # settle
+    sa.Column("payment_id", sa.Text, nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),  # hash of what was presented with it
+    sa.Column("offer", sa.LargeBinary),  # hash of the offer token: tells the first presenter apart
+    sa.Column("at_ms", BIG, nullable=False),
+)
+
+# The chain nonce of a gas account belongs to one payment for ever.
+chain_nonce = sa.Table(
+    "chain_nonce",
+    metadata,
+    sa.Column("network", sa.Text, primary_key=True),
+    sa.Column("sender", sa.Text, primary_key=True),
+    sa.Column("nonce", BIG, primary_key=True, autoincrement=False),
+    sa.Column("payment_id", sa.Text, nullable=False),
+)
+
+# Signed and stored before it is sent: after a crash the very same bytes are sent again.
+chain_tx = sa.Table(
+    "chain_tx",
+    metadata,
+    sa.Column("network", sa.Text, primary_key=True),
+    sa.Column("tx_hash", sa.Text, primary_key=True),
+    sa.Column("sender", sa.Text, nullable=False),
+    sa.Column("nonce", BIG, nullable=False),
+    sa.Column("raw", sa.LargeBinary, nullable=False),
+    sa.Column("payment_id", sa.Text, nullable=False),
+    sa.Column("at_ms", BIG, nullable=False),
+    sa.Index("ix_chain_tx_payment_id", "payment_id"),
+)
+
+# A provider's message, stored once by its id before anything is done about it.
+provider_event = sa.Table(
+    "provider_event",
+    metadata,
+    sa.Column("provider", sa.Text, primary_key=True),
+    sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("payload", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("at_ms", BIG, nullable=False),
+)
+
+# Keys of the offer tokens, shared by all nodes of the deployment.
+mac_key = sa.Table(
+    "mac_key",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("secret", sa.LargeBinary, nullable=False),
+    sa.Column("created_at_ms", BIG, nullable=False),
+)
