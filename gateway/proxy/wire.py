@@ -1,0 +1,185 @@
+"""uvicorn's two HTTP/1.1 protocols, with what they lose or leave unbounded put back.
+
+- The request target exactly as it came, under ``RAW_TARGET`` in the ASGI state. uvicorn 0.54
+  drops a lone ``?`` under both parsers and, with httptools, a fragment and the origin of an
+  absolute-form target (``gateway/proxy/target.py`` says why that matters).
+- A limit on the bytes of a head that has not ended: httptools collects them without end.
+- A limit on the time a head may take, from the first byte of a request, or from the connection
+  being made for the first one. uvicorn has one only between requests.
+
+``uvicorn.Config(app, http=wire.protocol(), ws="none", proxy_headers=False)`` uses them. The limits
+here only bound memory and time; the answer a well-behaved client reads (431 as problem+json) comes
+from ``gateway/middleware.py``, which sees every head that fits one read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from typing import Any, Final, cast
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from gateway.proxy.target import RAW_TARGET
+
+HEAD_BYTES: Final = 64 * 1024
+HEAD_TIMEOUT_S: Final = 20
+
+_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-length: 0\r\nconnection: close\r\n\r\n"
+)
+_TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class _Head:
+    """How much of the head being read has come, and until when the rest may."""
+
+    __slots__ = ("bytes_read", "number", "open", "owner", "timer")
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self.timer: asyncio.TimerHandle | None = None
+        self.bytes_read = 0
+        self.number = 0
+        self.open = False
+
+    def begin(self) -> None:
+        if not self.open:
+            self.open = True
+            self.number += 1
+            self.bytes_read = 0
+            self._arm()
+
+    def end(self) -> None:
+        self.open = False
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def count(self, more: int) -> None:
+        """Called after a read in which this head neither began nor ended: all of it was head."""
+        self.bytes_read += more
+        if self.bytes_read > HEAD_BYTES:
+            self._refuse(_TOO_LARGE)
+
+    def _arm(self) -> None:
+        self.timer = self.owner.loop.call_later(HEAD_TIMEOUT_S, self._late)
+
+    def _late(self) -> None:
+        if self._answering():
+            self._arm()  # a pipelined head must not cut off the answer before it
+        else:
+            self._refuse(_TOO_SLOW)
+
+    def _answering(self) -> bool:
+        cycle = self.owner.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _refuse(self, answer: bytes) -> None:
+        self.end()
+        transport = self.owner.transport
+        if transport.is_closing():
+            return
+        if not self._answering():
+            transport.write(answer)
+        transport.close()
+
+
+class _TargetKeeper(h11.Connection):
+    """An h11 server connection that hands each request's target to its protocol."""
+
+    owner: RawH11
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        owner = self.owner
+        if isinstance(event, h11.Request):
+            owner.head.end()
+            # uvicorn copies this into scope["state"] while it handles the event returned here.
+            owner.app_state = {**owner.app_state, RAW_TARGET: bytes(event.target)}
+        elif event is h11.NEED_DATA and self.their_state is h11.IDLE and self.trailing_data[0]:
+            owner.head.begin()
+        return event
+
+
+class RawH11(H11Protocol):
+    """uvicorn's protocol on h11, which itself bounds the size of an unfinished head."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.head = _Head(self)
+        keeper = _TargetKeeper(h11.SERVER, config.h11_max_incomplete_event_size or HEAD_BYTES)
+        keeper.owner = self
+        self.conn = keeper
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
+        self.head.begin()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.head.end()
+        super().connection_lost(exc)
+
+
+def _httptools_protocol() -> type[asyncio.Protocol]:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    class RawHttpTools(HttpToolsProtocol):
+        """uvicorn's protocol on httptools (llhttp), the one used in production."""
+
+        def __init__(
+            self,
+            config: Config,
+            server_state: ServerState,
+            app_state: dict[str, Any],
+            _loop: asyncio.AbstractEventLoop | None = None,
+        ) -> None:
+            super().__init__(config, server_state, app_state, _loop)
+            self.head = _Head(self)
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(cast(asyncio.Transport, transport))
+            self.head.begin()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.head.end()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            head = self.head
+            number = head.number if head.open else 0
+            super().data_received(data)
+            if head.open and head.number == number:
+                head.count(len(data))
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.head.begin()
+
+        def on_headers_complete(self) -> None:
+            self.head.end()
+            self.scope["state"][RAW_TARGET] = self.url
+            super().on_headers_complete()
+
+    return RawHttpTools
+
+
+def protocol(name: str = "auto") -> type[asyncio.Protocol]:
+    """The protocol class for ``uvicorn.Config(http=…)``: ``httptools``, ``h11`` or the better."""
+    if name == "auto":
+        name = "httptools" if importlib.util.find_spec("httptools") else "h11"
+    if name == "httptools":
+        return _httptools_protocol()
+    if name == "h11":
+        return RawH11
+    raise ValueError(f"there is no HTTP protocol {name!r}")
