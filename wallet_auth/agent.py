@@ -1,0 +1,320 @@
+"""The client half: sign every request, answer a 402 under a spend cap. For httpx and httpx2.
+
+    client = httpx.Client(auth=WalletAuth(private_key, max_usd_per_payment="1"))
+    client.post("https://api.example/v1/render", json={…})
+
+The only file of this package with a clock, randomness and HTTP. What a request goes through:
+
+    signed with ERC-8128 ─► not 402: that is the answer
+                        └► 402 with PAYMENT-REQUIRED, an offer under the caps
+                             ─► the same request, signed anew, with PAYMENT-SIGNATURE ─► the answer
+                             └► settlement pending ─► the very same bytes again, a few times
+
+**The paid request is signed too**, by the same wallet and under a request id of its own: credits
+always go to the payer, and a bound identity beside the payment makes the answer readable to this
+wallet alone and lets a repeat fetch the stored answer. The first request id was refused before
+anything was held, so it burnt nothing and is not used again.
+
+**At most one payment a request.** A pending settlement is asked for again by repeating the request
+unchanged: the same authorization moves money once, whatever happens. If the connection breaks after
+the payment was sent, the exception reaches the caller; what was settled has become credits, and the
+next signed request spends those instead of paying.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import httpx
+from coincurve import PrivateKey
+
+from wallet_auth import keys, offers
+from wallet_auth.offers import TOKENS, Payment, Token, usd_units
+from wallet_auth.signing import sign_request
+
+__all__ = ["PaymentLimitError", "WalletAuth", "new_request_id", "pay", "sign_request"]
+
+PENDING_TRIES: Final = 6
+PENDING_DELAY_S: Final = 2
+MAX_DELAY_S: Final = 10
+"""Six tries of at most ten seconds: all inside the window of the signature they repeat."""
+_WINDOW_S: Final = 120
+_DEFAULT_CHAIN: Final = 8453
+
+OnEvent = Callable[[str, Mapping[str, Any]], None]
+"""``(kind, facts)``; kinds: signed, paying, paid, pending, refused, declined. No secrets in it."""
+
+if TYPE_CHECKING:
+    _Auth = httpx.Auth
+else:
+
+    def _bases() -> tuple[type, ...]:
+        """Both clients ask ``isinstance(auth, Auth)`` of their own class; the protocol is one."""
+        try:
+            import httpx2
+        except ImportError:
+            return (httpx.Auth,)
+        return (httpx.Auth, httpx2.Auth)
+
+    class _Auth(*_bases()):
+        """What either client takes for one of its own."""
+
+
+class PaymentLimitError(ValueError):
+    """A payment would pass the cap on all payments of this process."""
+
+
+def new_request_id() -> str:
+    """A UUID version 7 (RFC 9562): begins with the time, so ids sort and stay apart."""
+    stamp = time.time_ns() // 1_000_000
+    number = (stamp & (1 << 48) - 1) << 80 | secrets.randbits(80)
+    number = number & ~(0xF << 76) | 0x7 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=number))
+
+
+def pay(
+    private_key: str | bytes | PrivateKey,
+    payment_required: str,
+    *,
+    max_usd: str = "1",
+    networks: Collection[str] | None = None,
+    tokens: Mapping[str, Sequence[Token]] = TOKENS,
+) -> Payment:
+    """Sign a payment for the first acceptable offer of a ``PAYMENT-REQUIRED`` header.
+
+    Nothing is sent: put ``payment.header`` into ``PAYMENT-SIGNATURE`` and repeat the request.
+    Raises ``ValueError`` with the reasons if no offer can be accepted.
+    """
+    challenge = offers.read_header(payment_required)
+    offer, reasons = offers.choose(
+        challenge, cap_units=usd_units(max_usd), networks=networks, tokens=tokens
+    )
+    if offer is None:
+        raise ValueError("; ".join(reasons) or "there is no offer")
+    return offers.authorize(
+        keys.private_key(private_key),
+        challenge,
+        offer,
+        now_s=int(time.time()),
+        nonce=secrets.token_bytes(32),
+    )
+
+
+class WalletAuth(_Auth):
+    """Signs each request with a wallet and pays a 402 within its caps; sync and async.
+
+    ``max_usd_per_payment`` and ``max_total_usd`` are decimal strings; the total counts every
+    authorization signed by this object, settled or not, because each could be cashed. Give one
+    object to all clients of a process to cap the process. ``networks`` limits where money may
+    move (CAIP-2 ids; default: all of ``tokens``), ``tokens`` says which assets are dollars.
+    ``chain_id`` goes into the key id; for key wallets it has no meaning.
+
+    A request that already has a ``PAYMENT-SIGNATURE`` is signed and not paid for again. Bodies
+    are read into memory: they are signed, and sent again with a payment. Leave redirects off:
+    a signature is bound to its address and fails elsewhere.
+    """
+
+    requires_request_body = True
+
+    def __init__(
+        self,
+        private_key: str | bytes | PrivateKey,
+        *,
+        max_usd_per_payment: str = "1",
+        max_total_usd: str | None = None,
+        networks: Collection[str] | None = None,
+        tokens: Mapping[str, Sequence[Token]] = TOKENS,
+        chain_id: int | None = None,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        self._key = keys.private_key(private_key)
+        self._cap_units = usd_units(max_usd_per_payment)
+        self._total_units = None if max_total_usd is None else usd_units(max_total_usd)
+        self._signed_units = 0
+        self._lock = threading.Lock()  # one object may serve clients of several threads
+        self._networks = None if networks is None else frozenset(networks)
+        self._tokens = tokens
+        self._chain_id = chain_id or _DEFAULT_CHAIN
+        self._on_event = on_event
+        self.address = keys.address_of(self._key)
+
+    def __repr__(self) -> str:
+        return f"WalletAuth({self.address}, {self.signed_units} of {self._total_units} units)"
+
+    @property
+    def signed_units(self) -> int:
+        """Micro-USD of all authorizations this object has signed."""
+        return self._signed_units
+
+    def sync_auth_flow(
+        self, request: httpx.Request
+    ) -> Generator[httpx.Request, httpx.Response, None]:
+        """What ``httpx.Client`` drives: yields requests, is sent their responses."""
+        request.read()
+        flow = self._flow(request)
+        step = next(flow)
+        while True:
+            if isinstance(step, int):
+                time.sleep(step)
+                answer = None
+            else:
+                answer = yield step
+            try:
+                step = flow.send(answer)
+            except StopIteration:
+                return
+
+    async def async_auth_flow(
+        self, request: httpx.Request
+    ) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """What ``httpx.AsyncClient`` drives; the same steps, waiting without a thread."""
+        await request.aread()
+        flow = self._flow(request)
+        step = next(flow)
+        while True:
+            if isinstance(step, int):
+                await anyio.sleep(step)
+                answer = None
+            else:
+                answer = yield step
+            try:
+                step = flow.send(answer)
+            except StopIteration:
+                return
+
+    def _flow(
+        self, request: httpx.Request
+    ) -> Generator[httpx.Request | int, httpx.Response | None, None]:
+        """The steps without I/O: a request is to be sent, a number is seconds to wait."""
+        given = request.headers.copy()
+        self._sign(request, {})
+        response = yield request
+        if "payment-signature" in given:
+            return
+        payment = self._answer(response)
+        if payment is None:
+            return
+        request.headers = given
+        self._sign(request, {"PAYMENT-SIGNATURE": payment.header})
+        response = yield request
+        for _ in range(PENDING_TRIES):
+            delay_s = _pending_delay(response)
+            if delay_s is None:
+                break
+            self._tell("pending", nonce=payment.nonce, delay_s=delay_s)
+            yield delay_s
+            response = yield request
+        self._report(payment, response)
+
+    def _sign(self, request: httpx.Request, extra: Mapping[str, str]) -> None:
+        request.headers.update(extra)
+        request_id = new_request_id()
+        authority = request.url.netloc.decode("ascii")
+        target = request.url.raw_path.decode("ascii")
+        added = sign_request(
+            self._key,
+            request.method,
+            f"{request.url.scheme}://{authority}{target}",
+            [(n.decode("ascii"), v.decode("latin-1")) for n, v in request.headers.raw],
+            request.content,
+            now_s=int(time.time()),
+            nonce=request_id,
+            window_s=_WINDOW_S,
+            chain_id=self._chain_id,
+        )
+        request.headers.update(added)
+        self._tell("signed", request_id=request_id, method=request.method, path=request.url.path)
+
+    def _answer(self, response: httpx.Response | None) -> Payment | None:
+        """A payment for a 402 that may be paid; ``None`` leaves the 402 to the caller."""
+        if response is None or response.status_code != 402:
+            return None
+        required = response.headers.get("payment-required")
+        if required is None:
+            return None
+        try:
+            challenge = offers.read_header(required)
+        except ValueError as fault:
+            self._tell("declined", reasons=[str(fault)])
+            return None
+        offer, reasons = offers.choose(
+            challenge, cap_units=self._cap_units, networks=self._networks, tokens=self._tokens
+        )
+        if offer is None:
+            self._tell("declined", reasons=reasons)
+            return None
+        try:
+            self._reserve(offer.amount_units)
+        except PaymentLimitError as full:
+            self._tell("declined", reasons=[str(full)])
+            return None
+        payment = offers.authorize(
+            self._key, challenge, offer, now_s=int(time.time()), nonce=secrets.token_bytes(32)
+        )
+        self._tell("paying", **_facts(payment))
+        return payment
+
+    def _reserve(self, amount_units: int) -> None:
+        with self._lock:
+            after = self._signed_units + amount_units
+            if self._total_units is not None and after > self._total_units:
+                raise PaymentLimitError(
+                    f"{amount_units} micro-USD more would pass the total of {self._total_units}"
+                )
+            self._signed_units = after
+
+    def _report(self, payment: Payment, response: httpx.Response | None) -> None:
+        receipt = _receipt(response)
+        kind = "paid" if receipt.get("success") is True else "refused"
+        if kind == "refused" and _pending_delay(response) is not None:
+            kind = "pending"
+        self._tell(kind, **_facts(payment), receipt=receipt)
+
+    def _tell(self, kind: str, **facts: Any) -> None:
+        if self._on_event is not None:
+            self._on_event(kind, facts)
+
+
+def _facts(payment: Payment) -> dict[str, Any]:
+    offer = payment.offer
+    return {
+        "network": offer.network,
+        "asset": offer.token.address,
+        "amount_units": offer.amount_units,
+        "pay_to": offer.pay_to,
+        "nonce": payment.nonce,
+    }
+
+
+def _receipt(response: httpx.Response | None) -> dict[str, Any]:
+    value = None if response is None else response.headers.get("payment-response")
+    if value is None:
+        return {}
+    try:
+        return offers.read_header(value)
+    except ValueError:
+        return {"unreadable": True}
+
+
+def _pending_delay(response: httpx.Response | None) -> int | None:
+    """Seconds to wait before the same payment is presented again; ``None`` if it is decided.
+
+    Pending is a 402 that tells of this payment and asks for no other one. A refusal looks the
+    same but for ``Retry-After`` and the reason.
+    """
+    if response is None or response.status_code != 402:
+        return None
+    if "payment-required" in response.headers or "payment-response" not in response.headers:
+        return None
+    after = response.headers.get("retry-after", "")
+    if after.isascii() and after.isdigit():
+        return min(int(after), MAX_DELAY_S) if len(after) < 10 else MAX_DELAY_S
+    pending = _receipt(response).get("errorReason") == "settlement_pending"
+    return PENDING_DELAY_S if pending else None
