@@ -1,0 +1,342 @@
+"""JSON-RPC to the nodes of one network.
+
+Plain aiohttp rather than web3's provider: the deadline, the chain-id check, the failover rule and
+the error mapping are the whole point here, and a purchase needs eight methods.
+
+Reads go to one URL after the other until one answers inside the deadline. A send goes out once:
+the next URL is tried only when it is certain that nothing left this machine. Every connection is
+asked for its chain id before its answers count, because a provider's load balancer, a mistyped
+URL or a restarted local chain can put another network behind the same address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from chain.errors import NodeError, Reverted, Unavailable, Unknown
+from chain.eth import data_bytes, quantity, read_string
+from chain.networks import Network
+from wallet_auth.keys import keccak256
+
+if TYPE_CHECKING:
+    import aiohttp
+
+MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+REST_MS: Final = 5_000  # a URL that failed is asked last for this long
+CODE_CACHE_MS: Final = 15 * 60 * 1_000
+_ERROR_STRING: Final = bytes.fromhex("08c379a0")  # Error(string)
+# "Limit exceeded" of EIP-1474, and what providers in use say instead.
+_RATE_LIMITS: Final = frozenset({-32005, -32016, -32029, 429})
+_SAID_REVERT: Final = re.compile(r"(?:execution )?reverted(?:: (?P<reason>.+))?", re.DOTALL)
+
+
+@dataclass(slots=True)
+class _Endpoint:
+    url: str = field(repr=False)
+    label: str  # host and port only: path and query often hold the provider's key
+    verified: bool = False  # the connection in use has shown the right chain id
+    rest_until_ms: int = 0
+
+
+class Rpc:
+    """A client for one network over several URLs, first URL preferred.
+
+    Belongs to the event loop it is first used in; ``close`` it there. ``timeout_s`` is the whole
+    time one call may take, over all URLs together.
+    """
+
+    def __init__(self, network: Network, urls: Sequence[str], *, timeout_s: int = 10) -> None:
+        if not urls:
+            raise ValueError("at least one RPC URL is needed")
+        self.network = network
+        self.timeout_ms = timeout_s * 1_000
+        self._endpoints = [_Endpoint(url, urlsplit(url).netloc.rpartition("@")[2]) for url in urls]
+        self._session: aiohttp.ClientSession | None = None
+        # Addresses known to hold code. Bounded: only tokens of the networks table are asked for.
+        self._code_until_ms: dict[str, int] = {}
+
+    # -- asking ----------------------------------------------------------------------------------
+
+    async def call(self, method: str, params: Sequence[Any]) -> Any:
+        """The ``result`` of a read. Raises ``Reverted``, ``NodeError`` or ``Unavailable``."""
+        deadline_ms = _now_ms() + self.timeout_ms
+        order = self._order()
+        for left in range(len(order), 0, -1):
+            endpoint = order[len(order) - left]
+            # An equal share of what is left, so that one silent URL cannot use up the deadline.
+            share_ms = (deadline_ms - _now_ms()) // left
+            try:
+                return await self._ask(endpoint, method, params, share_ms)
+            except Unavailable as error:
+                if left == 1:
+                    raise
+                if not isinstance(error, NodeError):
+                    endpoint.rest_until_ms = _now_ms() + REST_MS
+        raise AssertionError("there is at least one endpoint")
+
+    async def call_each(self, method: str, params: Sequence[Any], at_most: int) -> list[Any]:
+        """The results of up to ``at_most`` URLs, at least one; for questions worth asking twice."""
+        asked = self._order()[:at_most]
+        results = await asyncio.gather(
+            *(self._ask(e, method, params, self.timeout_ms) for e in asked), return_exceptions=True
+        )
+        good = [r for r in results if not isinstance(r, BaseException)]
+        if good:
+            return good
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, Unavailable):
+                raise result
+        return [await self.call(method, params)]
+
+    async def eth_call(
+        self, to: str, data: bytes, block: str = "latest", *, gas: int | None = None
+    ) -> bytes:
+        """What a call returns at ``block``. ``gas`` caps it, for code we do not trust."""
+        tx: dict[str, str] = {"to": to, "data": "0x" + data.hex()}
+        if gas is not None:
+            tx["gas"] = hex(gas)
+        return self.data(await self.call("eth_call", [tx, block]))
+
+    async def code(self, address: str, block: str = "latest") -> bytes:
+        """The code at an address; empty if it has none."""
+        return self.data(await self.call("eth_getCode", [address, block]))
+
+    async def has_code(self, address: str) -> bool:
+        """Whether a token of the networks table is deployed; a yes is kept for 15 minutes."""
+        if self._code_until_ms.get(address, 0) > _now_ms():
+            return True
+        found = bool(await self.code(address))
+        if found:
+            self._code_until_ms[address] = _now_ms() + CODE_CACHE_MS
+        return found
+
+    async def block_number(self) -> int:
+        """The number of the newest block."""
+        return self.quantity(await self.call("eth_blockNumber", []))
+
+    async def check_chain_id(self) -> None:
+        """Ask every URL for its chain id. ``Unavailable`` names the first that is wrong or down."""
+        for endpoint in self._endpoints:
+            await self._within(self._verify(endpoint), endpoint, self.timeout_ms)
+
+    async def send_raw(self, raw: bytes) -> None:
+        """Hand over a signed transaction, once.
+
+        Returns when a node took it. ``NodeError``: a node answered and refused. ``Unavailable``:
+        nothing left this machine. ``Unknown``: it may have arrived.
+        """
+        tx_hash = "0x" + keccak256(raw).hex()
+        order = self._order()
+        for endpoint in order:
+            last = endpoint is order[-1]
+            if not endpoint.verified:
+                try:
+                    await self._within(self._verify(endpoint), endpoint, self.timeout_ms)
+                except Unavailable as error:
+                    endpoint.rest_until_ms = _now_ms() + REST_MS
+                    if last:
+                        raise Unavailable(error.code, error.detail) from None
+                    continue
+            try:
+                answer = await self._within(
+                    self._post(endpoint, "eth_sendRawTransaction", ["0x" + raw.hex()]),
+                    endpoint,
+                    self.timeout_ms,
+                    sending=tx_hash,
+                )
+            except NodeError:
+                raise
+            except Unavailable:
+                endpoint.rest_until_ms = _now_ms() + REST_MS
+                if last:
+                    raise
+                continue
+            if answer != tx_hash:
+                detail = f"{endpoint.label} answered with another transaction hash"
+                raise Unknown("rpc_bad_answer", detail, tx_hash)
+            return
+
+    async def close(self) -> None:
+        """Close the connections. The object can be used again afterwards."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # -- reading answers -------------------------------------------------------------------------
+
+    @staticmethod
+    def quantity(value: object) -> int:
+        """A quantity out of an answer; ``Unavailable`` if the node sent something else."""
+        try:
+            return quantity(value)
+        except ValueError as error:
+            raise Unavailable("rpc_bad_answer", str(error)) from None
+
+    @staticmethod
+    def data(value: object) -> bytes:
+        """Bytes out of an answer; ``Unavailable`` if the node sent something else."""
+        try:
+            return data_bytes(value)
+        except ValueError as error:
+            raise Unavailable("rpc_bad_answer", str(error)) from None
+
+    # -- one URL ---------------------------------------------------------------------------------
+
+    def _order(self) -> list[_Endpoint]:
+        now_ms = _now_ms()
+        return sorted(self._endpoints, key=lambda e: e.rest_until_ms > now_ms)
+
+    async def _ask(
+        self, endpoint: _Endpoint, method: str, params: Sequence[Any], limit_ms: int
+    ) -> Any:
+        async def asked() -> Any:
+            if not endpoint.verified:
+                await self._verify(endpoint)
+            result = await self._post(endpoint, method, params)
+            if not endpoint.verified:  # the connection was remade underneath this very question
+                await self._verify(endpoint)
+            return result
+
+        return await self._within(asked(), endpoint, limit_ms)
+
+    async def _verify(self, endpoint: _Endpoint) -> None:
+        found = self.quantity(await self._post(endpoint, "eth_chainId", []))
+        if found != self.network.chain_id:
+            endpoint.rest_until_ms = _now_ms() + REST_MS
+            raise Unavailable(
+                "rpc_wrong_chain",
+                f"{endpoint.label} serves chain {found}, expected {self.network.chain_id}",
+            )
+        endpoint.verified = True
+
+    async def _within(
+        self, work: Any, endpoint: _Endpoint, limit_ms: int, *, sending: str | None = None
+    ) -> Any:
+        """Run ``work`` against a deadline and turn transport faults into our errors."""
+        import aiohttp
+
+        try:
+            async with asyncio.timeout(max(limit_ms, 1) / 1_000):
+                return await work
+        except aiohttp.ClientConnectorError:
+            # No connection was made, so nothing was written: safe to go on, even when sending.
+            raise Unavailable("rpc_unreachable", f"cannot connect to {endpoint.label}") from None
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            endpoint.verified = False
+            detail = f"{endpoint.label}: {type(error).__name__}"
+            if sending is not None:
+                raise Unknown("rpc_no_answer", detail, sending) from None
+            raise Unavailable("rpc_no_answer", detail) from None
+        except _BadAnswer as error:
+            detail = f"{endpoint.label}: {error}"
+            if sending is not None and not error.refused:
+                raise Unknown("rpc_bad_answer", detail, sending) from None
+            code = "rpc_rate_limited" if error.refused else "rpc_bad_answer"
+            raise Unavailable(code, detail) from None
+
+    async def _post(self, endpoint: _Endpoint, method: str, params: Sequence[Any]) -> Any:
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)})
+        async with self._http().post(
+            endpoint.url,
+            data=body,
+            headers={"content-type": "application/json"},
+            allow_redirects=False,
+            trace_request_ctx=endpoint,
+        ) as response:
+            if response.status in (401, 403, 429):
+                raise _BadAnswer(f"HTTP {response.status}", refused=True)
+            raw = await response.content.read(MAX_ANSWER_BYTES + 1)
+            while len(raw) <= MAX_ANSWER_BYTES and not response.content.at_eof():
+                raw += await response.content.read(MAX_ANSWER_BYTES + 1 - len(raw))
+            if len(raw) > MAX_ANSWER_BYTES:
+                raise _BadAnswer("the answer is too long")
+            return _result(raw, response.status)
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            import aiohttp
+
+            trace = aiohttp.TraceConfig()
+            trace.on_connection_create_end.append(_connection_made)
+            self._session = aiohttp.ClientSession(
+                cookie_jar=aiohttp.DummyCookieJar(), trace_configs=[trace]
+            )
+        return self._session
+
+
+class _BadAnswer(Exception):  # noqa: N818
+    """Not JSON-RPC. ``refused``: the provider turned the request away without looking at it."""
+
+    def __init__(self, detail: str, *, refused: bool = False) -> None:
+        super().__init__(detail)
+        self.refused = refused
+
+
+async def _connection_made(_session: object, context: Any, _params: object) -> None:
+    context.trace_request_ctx.verified = False
+
+
+def _result(raw: bytes, status: int) -> Any:
+    try:
+        answer = json.loads(
+            raw, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_refuse
+        )
+    except (ValueError, RecursionError):
+        raise _BadAnswer(f"HTTP {status}, not JSON") from None
+    if not isinstance(answer, dict):
+        raise _BadAnswer(f"HTTP {status}, not a JSON-RPC object")
+    error = answer.get("error")
+    if isinstance(error, dict):
+        raise _node_error(error)
+    if status != 200 or "result" not in answer:
+        raise _BadAnswer(f"HTTP {status}, without a result")
+    return answer["result"]
+
+
+def _node_error(error: dict[str, Any]) -> NodeError | Reverted | _BadAnswer:
+    code = error.get("code")
+    message = str(error.get("message", ""))
+    if code in _RATE_LIMITS:
+        return _BadAnswer(message[:200], refused=True)
+    data = error.get("data")
+    if isinstance(data, dict):  # some nodes wrap it once more
+        data = data.get("data")
+    said = _SAID_REVERT.search(message)
+    if code == 3 or said is not None:
+        try:
+            raw = data_bytes(data) if data is not None else b""
+        except ValueError:
+            raw = b""
+        return Reverted(_revert_reason(raw) or (said["reason"] or "" if said else ""), raw)
+    return NodeError(code if isinstance(code, int) else 0, message)
+
+
+def _revert_reason(data: bytes) -> str:
+    if data[:4] != _ERROR_STRING:
+        return ""
+    try:
+        return read_string(data[4:])
+    except ValueError:
+        return ""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("duplicate key")
+    return found
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(f"{text} is not a number of this protocol")
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000

@@ -1,0 +1,1 @@
+"""x402 payment schemes on EVM chains, one file each."""

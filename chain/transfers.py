@@ -1,0 +1,186 @@
+"""What came in: Transfer logs as proofs, and whether an authorization was used.
+
+Money is credited for a log and nothing else. A transaction that succeeded proves nothing by
+itself: a call to an address without code succeeds too.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from chain import receipts
+from chain.errors import NodeError, Unavailable
+from chain.eth import selector
+from chain.networks import Asset
+from chain.receipts import Log, Receipt
+from chain.rpc import Rpc
+from wallet_auth.keys import address_word, keccak256
+
+TRANSFER: Final = keccak256(b"Transfer(address,address,uint256)")
+AUTHORIZATION_USED: Final = keccak256(b"AuthorizationUsed(address,bytes32)")
+_AUTHORIZATION_STATE: Final = selector("authorizationState(address,bytes32)")
+MAX_LOG_REQUESTS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One transfer of ``asset`` to us, as it stands in a block.
+
+    ``n`` counts this transaction's Transfers of the asset to ``to``, from 0: unlike the log index
+    it survives a reorganisation that includes the transaction again. ``authorizer`` and
+    ``auth_nonce`` are those of the ``AuthorizationUsed`` directly before it, if there is one.
+    """
+
+    network: str  # CAIP-2
+    tx_hash: str
+    n: int
+    asset: str
+    from_: str
+    to: str
+    value_units: int
+    block_number: int
+    block_hash: str
+    auth_nonce: str | None
+    authorizer: str | None
+
+
+async def transfers_of(rpc: Rpc, tx_hash: str, asset: Asset, pay_to: str) -> list[Transfer] | None:
+    """The transfers of ``asset`` to ``pay_to`` in a transaction.
+
+    None: in no block yet, or no longer. An empty list: it failed, or moved nothing to us.
+    """
+    receipt = await receipts.read(rpc, tx_hash)
+    return None if receipt is None else transfers_in(rpc.network.caip2, receipt, asset, pay_to)
+
+
+def transfers_in(caip2: str, receipt: Receipt, asset: Asset, pay_to: str) -> list[Transfer]:
+    """The same from a receipt at hand. Transfers of zero are counted and left out."""
+    if not receipt.succeeded:
+        return []
+    to_word = address_word(pay_to.lower())
+    found: list[Transfer] = []
+    n = 0
+    before: Log | None = None
+    for log in receipt.logs:
+        if _is_transfer(log, asset) and log.topics[2] == to_word:
+            value_units = int.from_bytes(log.data, "big")
+            used = _authorization(before, log, asset)
+            if value_units > 0:
+                found.append(
+                    Transfer(
+                        network=caip2,
+                        tx_hash=receipt.tx_hash,
+                        n=n,
+                        asset=asset.address,
+                        from_=_address(log.topics[1]),
+                        to=pay_to.lower(),
+                        value_units=value_units,
+                        block_number=receipt.block_number,
+                        block_hash=receipt.block_hash,
+                        auth_nonce=used[1] if used else None,
+                        authorizer=used[0] if used else None,
+                    )
+                )
+            n += 1
+        before = log
+    return found
+
+
+async def authorization_used(rpc: Rpc, asset: Asset, authorizer: str, nonce: str) -> bool:
+    """Whether the token has marked this nonce, by a transfer or by a cancellation."""
+    data = _AUTHORIZATION_STATE + address_word(authorizer.lower()) + bytes.fromhex(nonce[2:])
+    answer = await rpc.eth_call(asset.address, data)
+    if len(answer) != 32 or answer[:31] != bytes(31) or answer[31] > 1:
+        raise Unavailable("rpc_bad_answer", "authorizationState did not answer yes or no")
+    return answer[31] == 1
+
+
+async def find_authorization(
+    rpc: Rpc, asset: Asset, authorizer: str, nonce: str, from_block: int
+) -> str | None:
+    """The transaction that used this authorization since ``from_block``, whoever sent it.
+
+    None: no such transfer; where ``authorization_used`` says yes all the same, it was cancelled
+    or used before ``from_block``. Nodes limit how many blocks one question may span, each in its
+    own way, so a refused span is halved.
+    """
+    topics = [
+        "0x" + AUTHORIZATION_USED.hex(),
+        "0x" + address_word(authorizer.lower()).hex(),
+        nonce.lower(),
+    ]
+    spans = deque([(from_block, await rpc.block_number())])
+    for _ in range(MAX_LOG_REQUESTS):
+        if not spans:
+            return None
+        first, last = spans.popleft()
+        if first > last:
+            continue
+        where = {"address": asset.address, "topics": topics}
+        try:
+            logs = await rpc.call(
+                "eth_getLogs", [{**where, "fromBlock": hex(first), "toBlock": hex(last)}]
+            )
+        except NodeError:
+            if first == last:
+                raise
+            middle = (first + last) // 2
+            spans.extendleft([(middle + 1, last), (first, middle)])
+            continue
+        found = _transaction_of(logs, topics, asset)
+        if found is not None:
+            return found
+    if not spans:
+        return None
+    raise Unavailable("rpc_error", f"blocks from {from_block} are too many to search at this node")
+
+
+def _transaction_of(logs: object, topics: list[str], asset: Asset) -> str | None:
+    """The transaction of the one log that was asked for; a node that sent another one is wrong."""
+    if not isinstance(logs, list):
+        raise Unavailable("rpc_bad_answer", "eth_getLogs did not answer with a list")
+    for log in logs:
+        try:
+            if log.get("removed", False) is not False:
+                continue
+            if (
+                log["address"].lower() != asset.address
+                or [topic.lower() for topic in log["topics"]] != topics
+            ):
+                raise ValueError("a log that was not asked for")
+            tx_hash = log["transactionHash"].lower()
+            if not isinstance(tx_hash, str) or len(tx_hash) != 66:
+                raise ValueError("a log without a transaction")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise Unavailable("rpc_bad_answer", f"eth_getLogs: {error}") from None
+        return tx_hash
+    return None
+
+
+def _is_transfer(log: Log, asset: Asset) -> bool:
+    return (
+        log.address == asset.address
+        and len(log.topics) == 3
+        and log.topics[0] == TRANSFER
+        and len(log.data) == 32
+    )
+
+
+def _authorization(before: Log | None, transfer: Log, asset: Asset) -> tuple[str, str] | None:
+    """Authorizer and nonce, if the log right before is the token's own mark for this payer."""
+    if (
+        before is None
+        or before.index != transfer.index - 1
+        or before.address != asset.address
+        or len(before.topics) != 3
+        or before.topics[0] != AUTHORIZATION_USED
+        or before.topics[1] != transfer.topics[1]
+    ):
+        return None
+    return _address(before.topics[1]), "0x" + before.topics[2].hex()
+
+
+def _address(topic: bytes) -> str:
+    return "0x" + topic[12:].hex()
