@@ -1,0 +1,37 @@
+# make demo     everything on this machine: no accounts, no money
+# make test     all tests; make test ARGS="-k name"
+# More: install, bench, soak, lint.  PYTHON=…  NODE=wheel  ARGS="…"
+
+ARGS ?=
+WORKERS ?= 2
+BIN := .venv/bin
+export PYTHON NODE
+
+.PHONY: install demo test-environment test bench soak lint lock
+
+install:
+	@scripts/install.sh run
+
+demo: install
+	@$(BIN)/farebox demo $(ARGS)
+
+test-environment:
+	@scripts/install.sh test
+	@scripts/system.sh
+
+test: test-environment
+	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+bench: test-environment
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+soak: test-environment
+	@$(BIN)/python -m tests.soak $(ARGS)
+
+lint: test-environment
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+lock:
+	@scripts/lock.sh
