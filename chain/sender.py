@@ -119,6 +119,14 @@ def sign(  # noqa: PLR0917  (the order of the transaction's own fields)
     return Prepared(f"eip155:{chain_id}", address_of(secret), nonce, raw, tx_hash)
 
 
+def call_of(raw: bytes) -> tuple[str, bytes]:
+    """Receiver and calldata of a transaction made by ``sign``: to sign the same call again."""
+    import rlp
+
+    fields = rlp.decode(raw[1:])
+    return "0x" + fields[5].hex(), fields[7]
+
+
 # What nodes say of a raw transaction, in lower case (geth, reth, erigon, nethermind, anvil).
 _HAVE_IT: Final = ("already known", "already imported", "known transaction", "already exists")
 _NONCE_USED: Final = ("nonce too low", "nonce is too low", "nonce has already been used")

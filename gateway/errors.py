@@ -93,9 +93,7 @@ CODES: Final[dict[str, Code]] = {
     "payment_already_used": Code(409, False, "This payment was already used for something else"),
     "request_id_conflict": Code(409, False, "This request id was used with other content"),
     "request_in_progress": Code(409, True, "The first request with this id still runs"),
-    "outcome_unknown": Code(
-        409, False, "The gateway stopped during this call; it was not charged"
-    ),
+    "outcome_unknown": Code(409, False, "The gateway stopped during this call; it was not charged"),
     # 413, 415, 429, 431: size and pace
     "body_too_large": Code(413, False, "The body is larger than this gateway takes"),
     "unsupported_media_type": Code(415, False, "The body has a type that is not accepted"),

@@ -18,10 +18,15 @@ payment = sa.Table(
     sa.Column("purpose", sa.Text, nullable=False),  # "call" leaves change, "credits" buys a pack
     sa.Column("payer", sa.Text),  # the wallet that pays; cards have none
     sa.Column("recipient", sa.Text),  # the wallet that gets the credits
+    # "" for a key, which is the same wallet on all chains; a contract wallet's own chain.
+    sa.Column("recipient_chain", sa.Text, nullable=False, server_default=""),
     sa.Column("network", sa.Text),
     sa.Column("asset", sa.Text),
     sa.Column("amount_units", BIG, nullable=False),  # what was asked; the mint is what was seen
     sa.Column("expires_ms", BIG),  # of the credits it buys; null: never
+    sa.Column("auth_nonce", sa.Text),  # x402: of the authorization; with payer and asset its key
+    sa.Column("valid_before_s", BIG),  # x402: after this the token refuses the authorization
+    sa.Column("from_block", BIG),  # x402: the authorization was unused at this block
     sa.Column("tx_hash", sa.Text),
     sa.Column("external_ref", sa.Text),  # Stripe: Checkout Session id
     sa.Column("external_url", sa.Text),  # Stripe: where the person pays

@@ -1,0 +1,156 @@
+"""The 402: every way to pay, for x402 v2 and v1 clients at once.
+
+v2 clients read the PAYMENT-REQUIRED header, v1 clients the body, programs the problem members
+beside it. Building one writes nothing: no row, no Stripe session, no call to a chain.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.errors import NextAction, Problem
+from gateway.money import format_credits, format_usd
+from gateway.payments import offers
+from gateway.payments.wire import encode
+from gateway.settings import Settings
+
+
+def for_call(
+    settings: Settings,
+    keys: offers.Keys,
+    asked: offers.Asked,
+    now_s: int,
+    *,
+    balance_units: int | None = None,
+    needed_units: int | None = None,
+    description: str = "",
+    refusal: Problem | None = None,
+) -> Problem:
+    """The 402 of a priced route.
+
+    ``balance_units`` is what the identified caller has (None: nobody is identified), and
+    ``needed_units`` what the call may cost, if that is more than its price now. ``refusal`` is a
+    payment that was just refused: its code and words are kept, and the offers come anew.
+    """
+    needed = needed_units if needed_units is not None else asked.price_units
+    shortfall = max(needed - (balance_units or 0), 0)
+    terms = offers.terms_for_call(settings, needed, shortfall)
+    cost = f"This call costs {_both(settings, needed)}."
+    if balance_units is None:
+        code, words = "payment_required", f"{cost} Pay with one of the offers, or sign the request."
+    else:
+        code = "insufficient_credits"
+        words = f"{cost} The balance is {_both(settings, balance_units)}."
+    if terms and terms[0].amount_units > needed:
+        change = terms[0].amount_units - needed
+        words += (
+            f" The smallest payment settled is {format_usd(terms[0].amount_units)}: what the call "
+            f"leaves of it, {_both(settings, change)}, stays as the payer's credits."
+        )
+    problem = _challenge(settings, keys, asked, now_s, terms, code, words, description, refusal)
+    problem.members["credits"] = {
+        "price": format_credits(needed, settings.credits.per_usd),
+        "price_units": needed,
+        "balance": format_credits(balance_units or 0, settings.credits.per_usd),
+        "balance_units": balance_units or 0,
+        "shortfall": format_credits(shortfall, settings.credits.per_usd),
+        "shortfall_units": shortfall,
+        "per_usd": settings.credits.per_usd,
+    }
+    return problem
+
+
+def for_credits(
+    settings: Settings,
+    keys: offers.Keys,
+    asked: offers.Asked,
+    now_s: int,
+    amount_units: int,
+    *,
+    refusal: Problem | None = None,
+) -> Problem:
+    """The 402 of ``credits/purchase``: exactly the amount that was asked for."""
+    terms = offers.terms_for_credits(settings, amount_units)
+    words = f"{_both(settings, amount_units)} to buy: pay with one of the offers."
+    return _challenge(
+        settings, keys, asked, now_s, terms, "payment_required", words, "Credits", refusal
+    )
+
+
+def _both(settings: Settings, units: int) -> str:
+    return f"{format_credits(units, settings.credits.per_usd)} credits ({format_usd(units)})"
+
+
+def _challenge(  # noqa: PLR0917  (one call site each, all parts of one answer)
+    settings: Settings,
+    keys: offers.Keys,
+    asked: offers.Asked,
+    now_s: int,
+    terms: list[offers.Terms],
+    code: str,
+    words: str,
+    description: str,
+    refusal: Problem | None,
+) -> Problem:
+    expiry_s = now_s + settings.server.offer_timeout_s
+    url = settings.server.public_url + asked.target.decode("ascii")
+    error = words if refusal is None else f"{refusal.code}: {refusal.detail}"
+    required: dict[str, Any] = {
+        "x402Version": 2,
+        "error": error,
+        "resource": {"url": url, "description": description, "mimeType": "application/json"},
+        "accepts": [
+            offers.requirements(each, offers.seal(keys, asked, each, expiry_s)) for each in terms
+        ],
+    }
+    v1 = next((each for each in terms if each.chain.network.v1_name is not None), None)
+    members: dict[str, Any] = {
+        "x402Version": 1,
+        "error": error,
+        "accepts": [offers.requirements_v1(v1, url, description)] if v1 is not None else [],
+        "pay": _ways(settings, terms),
+    }
+    if refusal is None:
+        problem = Problem(code, words)
+    else:
+        problem = Problem(refusal.code, refusal.detail, headers=refusal.headers)
+        members = {**refusal.members, **members}
+    problem.members.update(members)
+    problem.headers["PAYMENT-REQUIRED"] = encode(required)
+    problem.next_actions = _next(settings, asked)
+    return problem
+
+
+def _ways(settings: Settings, terms: list[offers.Terms]) -> dict[str, Any]:
+    """Where else to pay: for people, and for programs that read JSON instead of headers."""
+    base = settings.server.public_url
+    ways: dict[str, Any] = {"purchase": f"{base}/farebox/v1/credits/purchase"}
+    if settings.stripe.enabled:
+        ways["card"] = f"{base}/farebox/buy"
+    if terms:
+        first = terms[0]
+        ways["usdc"] = {
+            "network": first.chain.caip2,
+            "asset": first.asset,
+            "pay_to": first.pay_to,
+            "amount_units": first.amount_units,
+        }
+    return ways
+
+
+def _next(settings: Settings, asked: offers.Asked) -> tuple[NextAction, ...]:
+    base = settings.server.public_url
+    url = base + asked.target.decode("ascii")
+    return (
+        NextAction(
+            asked.method,
+            url,
+            "the same request with PAYMENT-SIGNATURE: a signed payment for one of the offers in "
+            "PAYMENT-REQUIRED (x402 v2), or X-PAYMENT for the one in this body (v1)",
+        ),
+        NextAction(
+            "POST",
+            f"{base}/farebox/v1/credits/purchase",
+            'buy credits first: {"amount_usd": "1"}, then sign this request (ERC-8128)',
+        ),
+    )

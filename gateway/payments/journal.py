@@ -1,0 +1,280 @@
+"""What must not be forgotten about a payment, written before and after every call outside.
+
+A payment is claimed under the unique key of its authorization together with the signed raw
+transaction, in one transaction, before anything is sent. From then on whoever finds the row can
+finish it: this process, another node, or the next start. The mint and the end of the payment are
+one transaction too, keyed by the Transfer log, so finishing twice finishes once.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Final
+
+from chain.sender import Prepared
+from chain.transfers import Transfer
+from gateway import ledger
+from gateway.accounts import wallets
+from gateway.db import Row, Tx
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """A payment row. Column meanings: ``tables.py``."""
+
+    id: str
+    provider: str
+    state: str
+    purpose: str
+    payer: str | None
+    recipient: str | None
+    recipient_chain: str
+    network: str | None
+    asset: str | None
+    amount_units: int
+    expires_ms: int | None
+    auth_nonce: str | None
+    valid_before_s: int | None
+    from_block: int | None
+    tx_hash: str | None
+    external_ref: str | None
+    external_url: str | None
+    lot_id: int | None
+    error_code: str | None
+    error_detail: str | None
+    created_at_ms: int
+    updated_at_ms: int
+    lease_ms: int
+
+
+COLUMNS: Final = tuple(f.name for f in fields(Payment))
+_LIST: Final = ", ".join(COLUMNS)
+
+
+def new_id() -> str:
+    """A payment id: time first, so that they sort, then 80 random bits."""
+    return f"pay_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+def _payment(row: Row) -> Payment:
+    return Payment(**{name: row[name] for name in COLUMNS})
+
+
+async def insert(tx: Tx, payment: Payment) -> None:
+    marks = ", ".join(f"${i + 1}" for i in range(len(COLUMNS)))
+    await tx.execute(
+        f"INSERT INTO payment ({_LIST}) VALUES ({marks})",  # noqa: S608
+        *(getattr(payment, name) for name in COLUMNS),
+    )
+
+
+async def by_id(tx: Tx, payment_id: str, *, lock: bool = False) -> Payment | None:
+    """The payment; ``lock`` keeps others from finishing it until this transaction ends."""
+    row = await tx.fetchrow(
+        f"SELECT {_LIST} FROM payment WHERE id = $1{tx.for_update if lock else ''}",  # noqa: S608
+        payment_id,
+    )
+    return None if row is None else _payment(row)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthKey:
+    """What makes an EIP-3009 authorization unique: the token burns its nonce once."""
+
+    network: str
+    asset: str
+    payer: str
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who an authorization belongs to: one payment, for one request."""
+
+    payment_id: str
+    content: bytes
+    offer: bytes | None
+
+
+async def claim_of(tx: Tx, key: AuthKey) -> Claim | None:
+    row = await tx.fetchrow(
+        "SELECT payment_id, content, offer FROM authorization_use"
+        " WHERE network = $1 AND asset = $2 AND payer = $3 AND nonce = $4",
+        key.network,
+        key.asset,
+        key.payer,
+        key.nonce,
+    )
+    if row is None:
+        return None
+    offer = row["offer"]
+    return Claim(row["payment_id"], bytes(row["content"]), None if offer is None else bytes(offer))
+
+
+async def claim(tx: Tx, key: AuthKey, new: Claim, now_ms: int) -> bool:
+    """Take the authorization for one payment. False: somebody has it already."""
+    return (
+        await tx.execute(
+            "INSERT INTO authorization_use (network, asset, payer, nonce, decision, payment_id,"
+            " content, offer, at_ms) VALUES ($1, $2, $3, $4, 'settle', $5, $6, $7, $8)"
+            " ON CONFLICT (network, asset, payer, nonce) DO NOTHING",
+            key.network,
+            key.asset,
+            key.payer,
+            key.nonce,
+            new.payment_id,
+            new.content,
+            new.offer,
+            now_ms,
+        )
+        == 1
+    )
+
+
+async def allot(tx: Tx, network: str, sender: str, floor: int, payment_id: str) -> int:
+    """The next chain nonce of a gas account, this payment's for ever.
+
+    ``floor`` is what the nodes count, including transactions this ledger does not know. Two nodes
+    that take the same number collide on the key; one of them runs again (``db.transact``).
+    """
+    last: int | None = await tx.fetchval(
+        "SELECT max(nonce) FROM chain_nonce WHERE network = $1 AND sender = $2", network, sender
+    )
+    nonce = floor if last is None else max(floor, last + 1)
+    await tx.execute(
+        "INSERT INTO chain_nonce (network, sender, nonce, payment_id) VALUES ($1, $2, $3, $4)",
+        network,
+        sender,
+        nonce,
+        payment_id,
+    )
+    return nonce
+
+
+async def store_prepared(tx: Tx, prepared: Prepared, payment_id: str, now_ms: int) -> None:
+    """Keep the signed bytes: after a crash the very same ones are sent again."""
+    await tx.execute(
+        "INSERT INTO chain_tx (network, tx_hash, sender, nonce, raw, payment_id, at_ms)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        prepared.network,
+        prepared.tx_hash,
+        prepared.sender,
+        prepared.nonce,
+        prepared.raw,
+        payment_id,
+        now_ms,
+    )
+    await tx.execute(
+        "UPDATE payment SET tx_hash = $2, updated_at_ms = $3 WHERE id = $1",
+        payment_id,
+        prepared.tx_hash,
+        now_ms,
+    )
+
+
+async def sent_for(tx: Tx, payment_id: str) -> Sequence[Prepared]:
+    """Every transaction signed for a payment, newest first."""
+    rows = await tx.fetch(
+        "SELECT network, sender, nonce, raw, tx_hash FROM chain_tx WHERE payment_id = $1"
+        " ORDER BY at_ms DESC, nonce DESC",
+        payment_id,
+    )
+    return [
+        Prepared(row["network"], row["sender"], row["nonce"], bytes(row["raw"]), row["tx_hash"])
+        for row in rows
+    ]
+
+
+async def finish(
+    tx: Tx,
+    payment_id: str,
+    transfer: Transfer,
+    now_ms: int,
+    hold: Callable[[int], ledger.Hold] | None = None,
+) -> tuple[Payment, ledger.Outcome | None]:
+    """The transfer is on chain: mint what the log says and end the payment, in one transaction.
+
+    ``hold`` makes the hold of the call this payment came with, of the payer's account: taken in
+    the same step, so that a parallel call of the same wallet cannot spend what was just paid.
+    Safe to run any number of times; the mint's key and the row's state decide.
+    """
+    payment = await by_id(tx, payment_id, lock=True)
+    if payment is None or payment.recipient is None:
+        raise ledger.LedgerFault(f"payment {payment_id} cannot be finished: it has no recipient")
+    account_id = await wallets.ensure(tx, payment.recipient, now_ms, payment.recipient_chain)
+    steps: list[ledger.Step] = [
+        ledger.Mint(
+            account_id=account_id,
+            amount_units=transfer.value_units,
+            network=transfer.network,
+            ref=transfer.tx_hash,
+            n=transfer.n,
+            source="x402",
+            expires_ms=payment.expires_ms or ledger.NEVER,
+            payer=transfer.from_,
+            payment_id=payment_id,
+        )
+    ]
+    if hold is not None:
+        steps.append(hold(account_id))
+    outcomes = await ledger.apply(tx, steps, now_ms)
+    minted = outcomes[0]
+    if not isinstance(minted, (ledger.Minted, ledger.MintedBefore)):
+        raise ledger.LedgerFault(f"payment {payment_id}: a mint was answered with {minted}")
+    await tx.execute(
+        "UPDATE payment SET state = 'succeeded', tx_hash = $2, lot_id = $3, updated_at_ms = $4,"
+        " error_code = NULL, error_detail = NULL WHERE id = $1 AND state <> 'succeeded'",
+        payment_id,
+        transfer.tx_hash,
+        minted.lot_id,
+        now_ms,
+    )
+    done = await by_id(tx, payment_id)
+    if done is None:
+        raise ledger.LedgerFault(f"payment {payment_id} vanished")
+    return done, outcomes[1] if hold is not None else None
+
+
+async def fail(tx: Tx, payment_id: str, code: str, detail: str, now_ms: int) -> None:
+    """The payment can never succeed: nothing moved, and nothing will."""
+    await tx.execute(
+        "UPDATE payment SET state = 'failed', error_code = $2, error_detail = $3,"
+        " updated_at_ms = $4 WHERE id = $1 AND state IN ('created', 'processing')",
+        payment_id,
+        code,
+        detail[:500],
+        now_ms,
+    )
+
+
+async def release(tx: Tx, payment_id: str, now_ms: int) -> None:
+    """Nobody waits for this payment any more: the background loop may take it at once."""
+    await tx.execute(
+        "UPDATE payment SET lease_ms = $2 WHERE id = $1 AND state = 'processing'",
+        payment_id,
+        now_ms,
+    )
+
+
+async def take_unfinished(tx: Tx, now_ms: int, lease_ms: int, limit: int) -> Sequence[Payment]:
+    """Lease payments that nobody is working on, oldest first."""
+    skip = " FOR UPDATE SKIP LOCKED" if tx.dialect == "postgres" else ""
+    rows = await tx.fetch(
+        f"SELECT {_LIST} FROM payment WHERE state = 'processing' AND provider = 'x402'"  # noqa: S608
+        f" AND lease_ms <= $1 ORDER BY lease_ms LIMIT $2{skip}",
+        now_ms,
+        limit,
+    )
+    await tx.executemany(
+        "UPDATE payment SET lease_ms = $2 WHERE id = $1",
+        [(row["id"], now_ms + lease_ms) for row in rows],
+    )
+    return [_payment(row) for row in rows]
+
+
+async def drop_leases(tx: Tx) -> None:
+    """At the start of the only process there is (SQLite): whoever held a lease is gone."""
+    await tx.execute("UPDATE payment SET lease_ms = 0 WHERE state = 'processing'")

@@ -1,0 +1,249 @@
+"""What can be paid, and the token that ties a payment to the offer it answers.
+
+``accepts[].extra.offer`` = base64url(key id, expiry, price, MAC). The MAC covers the deployment,
+method, raw target, price, terms and expiry, so an offer needs no row: whoever brings the token
+back was given this offer, for this request, at this price. It locks the price until the offer
+expires, and it is the secret that tells the first presenter of an authorization from somebody who
+read it in the chain's calldata (an authorization is public once it is settled).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from gateway.db import Database
+from gateway.errors import Problem
+from gateway.settings import Chain, Settings
+
+CALL: Final = "call"  # the change that a call leaves never expires
+CREDITS: Final = "credits"  # a pack expires when its operator says
+
+_HEAD: Final = struct.Struct(">4sQQ")  # key id, expiry in seconds, price in units
+_MAC_BYTES: Final = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The deployment's MAC keys, newest first. Old ones still open what they sealed."""
+
+    deployment: str
+    secrets: Mapping[bytes, bytes] = field(repr=False)
+    current: bytes
+
+
+async def load_keys(db: Database) -> Keys:
+    """Read the keys all nodes share; make the first one if there is none."""
+    async with db.write() as tx:
+        deployment: str = await tx.fetchval("SELECT value FROM meta WHERE key = 'deployment'")
+        # A row with a fixed id: of two nodes that start together, one key wins.
+        await tx.execute(
+            "INSERT INTO mac_key (id, secret, created_at_ms) VALUES ('00000001', $1, $2)"
+            " ON CONFLICT (id) DO NOTHING",
+            secrets.token_bytes(32),
+            await tx.now_ms(),
+        )
+        rows = await tx.fetch("SELECT id, secret FROM mac_key ORDER BY created_at_ms, id")
+    found = {bytes.fromhex(row["id"]): bytes(row["secret"]) for row in rows}
+    return Keys(deployment, found, bytes.fromhex(rows[-1]["id"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """One way to pay: exactly ``amount_units`` of ``asset`` to ``pay_to`` on ``chain``."""
+
+    chain: Chain
+    asset: str
+    pay_to: str
+    amount_units: int
+    purpose: str
+    timeout_s: int
+
+    def sealed(self) -> bytes:
+        """The terms as bytes, each part with its length in front."""
+        parts = (
+            self.chain.caip2,
+            self.asset,
+            self.pay_to,
+            str(self.amount_units),
+            self.purpose,
+            str(self.timeout_s),
+        )
+        return b"".join(struct.pack(">H", len(p)) + p.encode() for p in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The request an offer is made for."""
+
+    method: str
+    target: bytes
+    price_units: int
+    """What the request itself costs; 0 when credits are what is bought."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A token that is ours: which price it promised, and for which purpose the money is."""
+
+    price_units: int
+    expiry_s: int
+    terms: Terms
+    digest: bytes
+
+
+def _mac(keys: Keys, key_id: bytes, asked: Asked, terms: Terms, expiry_s: int) -> bytes:
+    text = b"".join(
+        struct.pack(">I", len(part)) + part
+        for part in (
+            b"farebox-offer-1",
+            keys.deployment.encode(),
+            asked.method.encode(),
+            asked.target,
+            struct.pack(">QQ", asked.price_units, expiry_s),
+            terms.sealed(),
+        )
+    )
+    return hmac.digest(keys.secrets[key_id], text, hashlib.sha256)[:_MAC_BYTES]
+
+
+def seal(keys: Keys, asked: Asked, terms: Terms, expiry_s: int) -> str:
+    """The token of an offer that can be paid until ``expiry_s``."""
+    head = _HEAD.pack(keys.current, expiry_s, asked.price_units)
+    mac = _mac(keys, keys.current, asked, terms, expiry_s)
+    return base64.urlsafe_b64encode(head + mac).decode().rstrip("=")
+
+
+def unseal(keys: Keys, token: str, asked: Asked, candidates: Sequence[Terms], now_s: int) -> Opened:
+    """The offer a token stands for. ``asked.price_units`` is ignored: the token names the price.
+
+    ``candidates`` are all terms the accepted requirements can mean (they differ in purpose only).
+    Raises ``Problem``: ``offer_expired``, or ``invalid_payment_requirements`` when the token is
+    not ours, or was given for another request or other terms.
+    """
+    try:
+        raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), b"-_", True)
+        key_id, expiry_s, price_units = _HEAD.unpack(raw[: _HEAD.size])
+    except (ValueError, struct.error):
+        raise _not_ours() from None
+    if key_id in keys.secrets:
+        named = Asked(asked.method, asked.target, price_units)
+        for terms in candidates:
+            mac = _mac(keys, key_id, named, terms, expiry_s)
+            if hmac.compare_digest(mac, raw[_HEAD.size :]):
+                if expiry_s < now_s:
+                    raise Problem("offer_expired", "This offer has expired: take a new one.")
+                return Opened(price_units, expiry_s, terms, hashlib.sha256(raw).digest())
+    raise _not_ours()
+
+
+def _not_ours() -> Problem:
+    return Problem(
+        "invalid_payment_requirements",
+        "This payment does not answer an offer made for this request.",
+    )
+
+
+def token_digest(token: str) -> bytes:
+    """The same digest as ``Opened.digest``, for a token that need not be valid any more."""
+    try:
+        raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), b"-_", True)
+    except ValueError:
+        raw = b""
+    return hashlib.sha256(raw).digest()
+
+
+def terms_for_call(settings: Settings, price_units: int, shortfall_units: int) -> list[Terms]:
+    """Every way to pay for a call: this call first, then the packs that cover what is missing.
+
+    The call's own offer is at least the chain's ``min_onchain``; what the call does not use of it
+    stays as the payer's credits. A pack smaller than the shortfall would be paid and refused.
+    """
+    timeout_s = settings.server.offer_timeout_s
+    chains = [chain for chain in settings.chains if chain.settler_key is not None]
+    calls = [
+        Terms(
+            chain,
+            chain.network.usdc.address,
+            chain.pay_to,
+            max(price_units, chain.min_onchain_units),
+            CALL,
+            timeout_s,
+        )
+        for chain in chains
+    ]
+    first = {(terms.chain.caip2, terms.amount_units) for terms in calls}
+    packs = [
+        terms
+        for units in settings.credits.packs_units
+        if units >= shortfall_units
+        for terms in terms_for_credits(settings, units)
+        if (terms.chain.caip2, terms.amount_units) not in first
+    ]
+    return calls + packs
+
+
+def terms_for_credits(settings: Settings, amount_units: int) -> list[Terms]:
+    """The ways to buy exactly this amount of credits."""
+    return [
+        Terms(
+            chain,
+            chain.network.usdc.address,
+            chain.pay_to,
+            amount_units,
+            CREDITS,
+            settings.server.offer_timeout_s,
+        )
+        for chain in settings.chains
+        if chain.settler_key is not None and amount_units >= chain.min_onchain_units
+    ]
+
+
+def requirements(terms: Terms, token: str) -> dict[str, Any]:
+    """x402 v2 PaymentRequirements (x402 specification v2, section 5.1)."""
+    from chain.eth import checksum
+
+    asset = terms.chain.network.asset(terms.asset)
+    if asset is None:
+        raise ValueError(f"{terms.asset} is not a token of {terms.chain.name}")
+    return {
+        "scheme": "exact",
+        "network": terms.chain.caip2,
+        "amount": str(terms.amount_units),
+        "asset": checksum(terms.asset),
+        "payTo": checksum(terms.pay_to),
+        "maxTimeoutSeconds": terms.timeout_s,
+        "extra": {
+            "name": asset.eip712_name,
+            "version": asset.eip712_version,
+            "paymentFlow": "upfront",
+            "offer": token,
+        },
+    }
+
+
+def requirements_v1(terms: Terms, resource: str, description: str) -> dict[str, Any]:
+    """x402 v1 PaymentRequirements: short network name, camelCase, no token."""
+    from chain.eth import checksum
+
+    asset = terms.chain.network.asset(terms.asset)
+    if asset is None:
+        raise ValueError(f"{terms.asset} is not a token of {terms.chain.name}")
+    return {
+        "scheme": "exact",
+        "network": terms.chain.network.v1_name,
+        "maxAmountRequired": str(terms.amount_units),
+        "resource": resource,
+        "description": description,
+        "mimeType": "application/json",
+        "payTo": checksum(terms.pay_to),
+        "maxTimeoutSeconds": terms.timeout_s,
+        "asset": checksum(terms.asset),
+        "extra": {"name": asset.eip712_name, "version": asset.eip712_version},
+    }

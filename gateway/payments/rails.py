@@ -1,0 +1,74 @@
+"""What every x402 payment needs, once per process, and what all steps of one share."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from chain.errors import ChainError, Rejected
+from chain.rpc import Rpc
+from chain.transfers import Transfer
+from gateway.db import Database
+from gateway.errors import CODES, Problem
+from gateway.payments import offers
+from gateway.payments.journal import AuthKey
+from gateway.payments.wire import Presented
+from gateway.settings import Chain, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Rails:
+    """What payments need, once per process."""
+
+    settings: Settings
+    db: Database
+    keys: offers.Keys
+    rpcs: Mapping[str, Rpc]  # by CAIP-2
+    # One transaction at a time between reading a gas account's nonce and handing it over; two
+    # processes that share a key are kept apart by the unique chain nonce instead.
+    gas_locks: Mapping[str, asyncio.Lock]
+    # Payments being settled by this process, so that a repeat waits for the one that runs.
+    settling: dict[AuthKey, asyncio.Future[None]] = field(default_factory=dict)
+
+    def chain_of(self, presented: Presented) -> Chain:
+        """The configured network a payment is for. Raises ``Problem("invalid_network")``."""
+        for chain in self.settings.chains:
+            name = chain.caip2 if presented.version == 2 else chain.network.v1_name
+            if name == presented.network and chain.settler_key is not None:
+                return chain
+        raise Problem(
+            "invalid_network",
+            f"Payments on {presented.network[:60]!r} are not accepted here.",
+        )
+
+
+def by_authorization(found: list[Transfer], payer: str, nonce: str) -> Transfer | None:
+    """The transfer that used this authorization: told by the token's own mark before it."""
+    for transfer in found:
+        if (transfer.authorizer, transfer.auth_nonce, transfer.from_) == (payer, nonce, payer):
+            return transfer
+    return None
+
+
+def refused(error: ChainError) -> Problem:
+    """The answer to a payment that was not sent, or cannot be looked at."""
+    if isinstance(error, Rejected):
+        code = error.code if error.code in CODES else "invalid_transaction_state"
+        return Problem(code, f"The payment was refused: {error.detail}.")
+    return Problem(
+        "dependency_unavailable",
+        "The chain cannot be reached right now; nothing was sent.",
+        headers={"Retry-After": "5"},
+    )
+
+
+def content_hash(*parts: bytes) -> bytes:
+    """SHA-256 over parts with their lengths, so that no two different requests hash alike."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(struct.pack(">Q", len(part)))
+        digest.update(part)
+    return digest.digest()

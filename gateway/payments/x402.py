@@ -1,0 +1,383 @@
+"""x402 payments: verify, claim, settle on chain, mint once.
+
+    verify and simulate   nothing is written, nothing is sent
+    claim                 one transaction: the authorization's unique row, the payment, the chain
+                          nonce and the signed raw transaction
+    broadcast and wait    bounded; what is not known after that is pending, never failed
+    finish                one transaction: the mint, the payment, the hold of the call it pays for
+
+Whoever presents the same authorization again joins the payment that exists. Nobody is ever told
+to pay again for something whose outcome is not known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from chain import sender, transfers
+from chain.errors import ChainError, Rejected, Unavailable, Unknown
+from chain.networks import Asset
+from chain.rpc import Rpc
+from chain.schemes import eip3009
+from gateway import ledger
+from gateway.db import CommitUnknown, Database, DatabaseUnavailable, Tx, transact
+from gateway.errors import Problem
+from gateway.payments import journal, offers
+from gateway.payments.journal import AuthKey, Claim, Payment
+from gateway.payments.rails import Rails, by_authorization, refused
+from gateway.payments.wire import Presented
+from gateway.settings import Chain, Settings
+from wallet_auth.keys import address_of, private_key
+
+# Longer than any request waits, so that a live one is never overtaken by the background loop.
+LEASE_MARGIN_MS: Final = 10_000
+MakeHold = Callable[[int, int], ledger.Hold]
+"""``(account_id, price_units) -> Hold``: the hold of the call that a payment came with."""
+
+
+@dataclass(frozen=True, slots=True)
+class CameWith:
+    """The request a payment came with. ``purpose``: what its route sells, a call or credits.
+
+    ``content`` identifies it: the same authorization with other content is a conflict.
+    """
+
+    asked: offers.Asked
+    purpose: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A payment that was checked against our own terms, and what it is for."""
+
+    chain: Chain
+    asset: Asset
+    auth: eip3009.Authorization
+    purpose: str
+    price_units: int
+    content: bytes
+    offer: bytes | None
+
+    @property
+    def key(self) -> AuthKey:
+        return AuthKey(self.chain.caip2, self.asset.address, self.auth.from_, self.auth.nonce)
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """What is known of a payment now. ``held`` is the outcome of the call's hold, if it was taken
+    with the mint; ``repeat``: the payment had been presented before."""
+
+    payment: Payment
+    price_units: int | None
+    held: ledger.Outcome | None
+    repeat: bool
+    same_presenter: bool
+
+
+async def pay(
+    rails: Rails, presented: Presented, came: CameWith, make_hold: MakeHold | None = None
+) -> Paid:
+    """Bring a presented payment to an end, or as far as the bounded wait goes.
+
+    A payment row comes back in state ``succeeded``, ``processing`` (pending) or ``failed``.
+    Raises ``Problem`` for a payment that was refused before anything was sent.
+    """
+    chain = rails.chain_of(presented)
+    asset = _asset(chain, presented)
+    auth = presented.authorization
+    key = AuthKey(chain.caip2, asset.address, auth.from_, auth.nonce)
+    offer = offers.token_digest(presented.offer) if presented.offer else None
+    while True:
+        known = await _join(rails, key, came.content, offer)
+        if known is not None:
+            return known
+        running = rails.settling.get(key)
+        if running is not None:
+            # Either that one claims the payment and we join it, or it was refused before it
+            # claimed anything and this one asks for itself.
+            await asyncio.shield(running)
+            continue
+        order = _order(rails, presented, came, await _now_s(rails.db))
+        if key in rails.settling:
+            continue
+        running = rails.settling[key] = asyncio.get_running_loop().create_future()
+        try:
+            first = await _settle(rails, order, make_hold)
+        finally:
+            del rails.settling[key]
+            running.set_result(None)
+        if first is not None:
+            return first
+
+
+def _asset(chain: Chain, presented: Presented) -> Asset:
+    if presented.asset is None:
+        return chain.network.usdc
+    asset = chain.network.asset(presented.asset)
+    if asset is None:
+        raise Problem(
+            "invalid_payment_requirements",
+            f"The token {presented.asset[:42]} is not accepted on {chain.name}.",
+        )
+    return asset
+
+
+async def _now_s(db: Database) -> int:
+    async with db.read() as tx:
+        return await tx.now_ms() // 1000
+
+
+def _order(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> Order:
+    """Hold a payment against our own terms. Nothing of what the payer echoed is trusted."""
+    chain = rails.chain_of(presented)
+    auth = presented.authorization
+    opened = None
+    if presented.offer is not None:
+        opened = offers.unseal(
+            rails.keys, presented.offer, came.asked, _candidates(chain, presented), now_s
+        )
+        terms = opened.terms
+    else:
+        terms = _matching(rails.settings, chain, presented, came)
+    try:
+        eip3009.check(auth, pay_to=terms.pay_to, amount_units=terms.amount_units, now_s=now_s)
+    except Rejected as error:
+        raise refused(error) from None
+    return Order(
+        chain=chain,
+        asset=_asset(chain, presented),
+        auth=auth,
+        purpose=terms.purpose,
+        price_units=opened.price_units if opened is not None else came.asked.price_units,
+        content=came.content,
+        offer=opened.digest if opened is not None else None,
+    )
+
+
+def _candidates(chain: Chain, presented: Presented) -> list[offers.Terms]:
+    """The terms that the echoed offer can stand for: ours in every part but the amount, which
+    the token's MAC covers."""
+    amount = presented.amount or ""
+    if (
+        not amount.isascii()
+        or not amount.isdigit()
+        or len(amount) > 16
+        or amount != str(int(amount))
+    ):
+        raise Problem("invalid_payload", "accepted.amount is not a string of decimal digits.")
+    if presented.pay_to != chain.pay_to:
+        raise Problem(
+            "invalid_exact_evm_payload_recipient_mismatch", "The offer pays somebody else."
+        )
+    return [
+        offers.Terms(
+            chain,
+            _asset(chain, presented).address,
+            chain.pay_to,
+            int(amount),
+            purpose,
+            presented.timeout_s or 0,
+        )
+        for purpose in (offers.CALL, offers.CREDITS)
+    ]
+
+
+def _matching(
+    settings: Settings, chain: Chain, presented: Presented, came: CameWith
+) -> offers.Terms:
+    """Without a token (x402 v1): the amount must be one that is on offer for this request now."""
+    if came.purpose == offers.CREDITS:
+        on_offer = offers.terms_for_credits(settings, presented.authorization.value_units)
+    else:
+        on_offer = offers.terms_for_call(settings, came.asked.price_units, came.asked.price_units)
+    mine = [terms for terms in on_offer if terms.chain.caip2 == chain.caip2]
+    for terms in mine:
+        if terms.amount_units == presented.authorization.value_units:
+            return terms
+    raise Problem(
+        "invalid_exact_evm_payload_authorization_value_mismatch",
+        f"The payment is for {presented.authorization.value_units} units, which is not on offer.",
+    )
+
+
+async def _join(rails: Rails, key: AuthKey, content: bytes, offer: bytes | None) -> Paid | None:
+    """The payment this authorization already belongs to. Waits for one that another node settles.
+
+    Raises ``Problem("payment_already_used")`` when it was used for something else.
+    """
+    async with rails.db.read() as tx:
+        claim = await journal.claim_of(tx, key)
+        payment = await journal.by_id(tx, claim.payment_id) if claim is not None else None
+    if claim is None or payment is None:
+        return None
+    if claim.content != content:
+        raise Problem(
+            "payment_already_used",
+            "This payment was presented with another request before.",
+            members={"payment_id": payment.id},
+        )
+    payment = await _await_end(rails, payment)
+    same = claim.offer is not None and offer == claim.offer
+    return Paid(payment, None, None, repeat=True, same_presenter=same)
+
+
+async def _await_end(rails: Rails, payment: Payment) -> Payment:
+    """Look at a payment that somebody else settles until it ends or our wait is over."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + rails.settings.server.settle_wait_s
+    pause_s = 0.02
+    while payment.state == "processing" and loop.time() < deadline_s:
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, 0.5)
+        async with rails.db.read() as tx:
+            payment = await journal.by_id(tx, payment.id) or payment
+    return payment
+
+
+async def _settle(rails: Rails, order: Order, make_hold: MakeHold | None) -> Paid | None:
+    """Verify, claim, broadcast, wait, finish. None: another node claimed it meanwhile."""
+    rpc = rails.rpcs[order.chain.caip2]
+    try:
+        now_s = await _now_s(rails.db)
+        kind, from_block = await asyncio.gather(
+            eip3009.verify(rpc, order.asset, order.auth, now_s), rpc.block_number()
+        )
+        recipient_chain = "" if kind == "key" else await _chain_of_contract(rpc, order)
+        payment = await _claim_and_send(rails, order, recipient_chain, from_block)
+    except ChainError as error:
+        raise refused(error) from error
+    if payment is None:
+        return None
+    hold = None if make_hold is None else _priced(make_hold, order.price_units)
+    try:
+        payment, held = await _until_mined(rails, order, rpc, payment, hold)
+    except (ChainError, DatabaseUnavailable, CommitUnknown):
+        # The money may have moved and the mint may even stand; the background loop finds out.
+        held = None
+    if payment.state == "processing":
+        await _let_go(rails, payment)
+    return Paid(payment, order.price_units, held, repeat=False, same_presenter=True)
+
+
+def _priced(make_hold: MakeHold, price_units: int) -> Callable[[int], ledger.Hold]:
+    return lambda account_id: make_hold(account_id, price_units)
+
+
+async def _chain_of_contract(rpc: Rpc, order: Order) -> str:
+    """Whose account a payer with code is: an EIP-7702 key's own, or the contract's on its chain."""
+    kind = await eip3009.account_kind(rpc, order.auth.from_)
+    return "" if kind == "key" else order.chain.caip2
+
+
+async def _claim_and_send(
+    rails: Rails, order: Order, recipient_chain: str, from_block: int
+) -> Payment | None:
+    """Commit the intent with its signed transaction, then hand it over. None: claimed before."""
+    chain, auth = order.chain, order.auth
+    if chain.settler_key is None:
+        raise Unavailable("gas_account_empty", f"{chain.name} has no settler key")
+    key = chain.settler_key.get_secret_value()
+    gas_account = address_of(private_key(key))
+    rpc = rails.rpcs[chain.caip2]
+    data = eip3009.transfer_calldata(auth)
+    async with rails.gas_locks[chain.caip2]:
+        fees = await sender.fees(rpc, gas_account, order.asset.address, data)
+
+        async def work(tx: Tx) -> tuple[Payment, sender.Prepared] | None:
+            now_ms = await tx.now_ms()
+            payment = _new_payment(rails.settings, order, recipient_chain, from_block, now_ms)
+            claim = Claim(payment.id, order.content, order.offer)
+            if not await journal.claim(tx, order.key, claim, now_ms):
+                return None
+            await journal.insert(tx, payment)
+            nonce = await journal.allot(tx, chain.caip2, gas_account, fees.nonce, payment.id)
+            prepared = sender.sign(
+                key, chain.network.chain_id, nonce, order.asset.address, data, fees
+            )
+            await journal.store_prepared(tx, prepared, payment.id, now_ms)
+            return payment, prepared
+
+        claimed = await transact(rails.db, work)
+        if claimed is None:
+            return None
+        payment, prepared = claimed
+        try:
+            await sender.broadcast(rpc, prepared.raw)
+        except (Unknown, Unavailable, Rejected):
+            # It is stored: whatever this was, the wait below or the background loop decides by
+            # looking at the chain, and sends the same bytes again if they are still wanted.
+            return payment
+    return payment
+
+
+def _new_payment(
+    settings: Settings, order: Order, recipient_chain: str, from_block: int, now_ms: int
+) -> Payment:
+    span = settings.credits.expire_after
+    expires = order.purpose == offers.CREDITS and span is not None
+    return Payment(
+        id=journal.new_id(),
+        provider="x402",
+        state="processing",
+        purpose=order.purpose,
+        payer=order.auth.from_,
+        recipient=order.auth.from_,
+        recipient_chain=recipient_chain,
+        network=order.chain.caip2,
+        asset=order.asset.address,
+        amount_units=order.auth.value_units,
+        expires_ms=span.after_ms(now_ms) if expires and span is not None else None,
+        auth_nonce=order.auth.nonce,
+        valid_before_s=order.auth.valid_before_s,
+        from_block=from_block,
+        tx_hash=None,
+        external_ref=None,
+        external_url=None,
+        lot_id=None,
+        error_code=None,
+        error_detail=None,
+        created_at_ms=now_ms,
+        updated_at_ms=now_ms,
+        lease_ms=now_ms + settings.server.settle_wait_s * 1000 + LEASE_MARGIN_MS,
+    )
+
+
+async def _until_mined(
+    rails: Rails,
+    order: Order,
+    rpc: Rpc,
+    payment: Payment,
+    hold: Callable[[int], ledger.Hold] | None,
+) -> tuple[Payment, ledger.Outcome | None]:
+    """Wait for our transaction; finish by what its logs say. Still processing: not known yet."""
+    async with rails.db.read() as tx:
+        sent = await journal.sent_for(tx, payment.id)
+    receipt = await sender.wait(rpc, sent[0].tx_hash, rails.settings.server.settle_wait_s)
+    if receipt is None:
+        return payment, None
+    found = by_authorization(
+        transfers.transfers_in(order.chain.caip2, receipt, order.asset, order.chain.pay_to),
+        order.auth.from_,
+        order.auth.nonce,
+    )
+    if found is None:
+        return payment, None
+
+    async def work(tx: Tx) -> tuple[Payment, ledger.Outcome | None]:
+        return await journal.finish(tx, payment.id, found, await tx.now_ms(), hold)
+
+    return await transact(rails.db, work)
+
+
+async def _let_go(rails: Rails, payment: Payment) -> None:
+    """Hand an unfinished payment to the background loop, which also knows how to fail one."""
+    try:
+        async with rails.db.write() as tx:
+            await journal.release(tx, payment.id, await tx.now_ms())
+    except (DatabaseUnavailable, CommitUnknown):
+        return  # its lease runs out by itself
