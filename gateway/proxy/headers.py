@@ -1,0 +1,196 @@
+"""Which header fields pass, in both directions.
+
+Upwards the caller's fields pass except those that could change the framing, name another
+identity, carry a payment or a secret of ours, or make the upstream see another method or path than
+the one that was priced; then come ours, then the operator's ``inject``, and nothing from the
+caller may stand beside either. Downwards the upstream's fields pass except those through which it
+could speak for the gateway (design: the upstream is not trusted with prices, payments or pages).
+
+Fields are lists of ``(name, value)`` byte pairs with lower-case names, as ASGI has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Final
+
+Headers = list[tuple[bytes, bytes]]
+
+# RFC 9110 section 7.6.1 and its older relatives.
+HOP_BY_HOP: Final = frozenset(
+    b"connection keep-alive proxy-connection te trailer trailers transfer-encoding upgrade"
+    b" http2-settings".split()
+)
+_REQUEST_NAMES: Final = HOP_BY_HOP | frozenset(
+    # framing, made anew for the upstream's connection; the body is already on its way
+    b"content-length expect host"
+    # x402's and ours
+    b" payment sign-in-with-x settlement-overrides extension-responses"
+    # who is calling, in the words of one proxy or another
+    b" forwarded via x-real-ip x-client-ip x-cluster-client-ip true-client-ip cf-connecting-ip"
+    b" fastly-client-ip client-ip"
+    # frameworks that obey these see another method or path than the one that was priced
+    b" x-http-method x-http-method-override x-method-override x-original-method x-original-uri"
+    b" x-original-url x-rewrite-url".split()
+)
+_REQUEST_PREFIXES: Final = (
+    b"proxy-",
+    b"payment-",
+    b"x-payment",
+    b"x-forwarded-",
+    b"x-wallet",
+    b"farebox-",
+    b"x-farebox-",
+)
+_RESPONSE_NAMES: Final = HOP_BY_HOP | frozenset(
+    # framing is made anew; date and server are our server's own
+    b"content-length date server"
+    b" payment sign-in-with-x settlement-overrides extension-responses"
+    # reach beyond this answer into the gateway's own origin
+    b" alt-svc clear-site-data service-worker-allowed"
+    # obeyed by a front server, which would serve a file or another place of its own
+    b" x-sendfile x-lighttpd-send-file x-reproxy-url x-reproxy-file".split()
+)
+_RESPONSE_PREFIXES: Final = (
+    b"proxy-",
+    b"payment-",
+    b"x-payment",
+    b"farebox-",
+    b"ratelimit",
+    b"x-accel-",
+)
+_COOKIE_PREFIX: Final = b"farebox"
+_BEARER: Final = b"bearer "
+_KEY_PREFIX: Final = b"fbx_"
+_IDENTITY: Final = (
+    b"Authorization, Signature, Signature-Input, Payment-Signature, X-Payment, Sign-In-With-X"
+)
+_SHARED_CACHES: Final = frozenset(b"public s-maxage proxy-revalidate".split())
+
+
+# Bounded: names come from callers. Most requests use the same few dozen.
+@lru_cache(maxsize=2_048)
+def _dropped_up(name: bytes) -> bool:
+    # WSGI and CGI servers make HTTP_X_WALLET of x-wallet and x_wallet alike.
+    plain = name.replace(b"_", b"-")
+    return plain in _REQUEST_NAMES or plain.startswith(_REQUEST_PREFIXES)
+
+
+@lru_cache(maxsize=2_048)
+def _dropped_down(name: bytes) -> bool:
+    plain = name.replace(b"_", b"-")
+    return plain in _RESPONSE_NAMES or plain.startswith(_RESPONSE_PREFIXES)
+
+
+def is_our_key(authorization: bytes) -> bool:
+    """Whether an ``Authorization`` value is a key of this gateway (``Bearer fbx_…``)."""
+    head, rest = authorization[: len(_BEARER)], authorization[len(_BEARER) :]
+    return head.lower() == _BEARER and rest.lstrip(b" \t").startswith(_KEY_PREFIX)
+
+
+def _nominated(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    """The names that ``Connection`` fields declare to be for this hop only."""
+    names: set[bytes] = set()
+    for name, value in headers:
+        if name == b"connection":
+            names.update(token.strip(b" \t").lower() for token in value.split(b","))
+    return frozenset(names)
+
+
+def request_headers(
+    incoming: Iterable[tuple[bytes, bytes]],
+    *,
+    host: bytes,
+    ours: Sequence[tuple[bytes, bytes]] = (),
+    inject: Sequence[tuple[bytes, bytes]] = (),
+    signature_is_ours: bool = False,
+) -> Headers:
+    """The fields for the upstream.
+
+    ``host`` is the authority of its configured URL. ``ours`` are the gateway's own statements
+    (``farebox-auth`` and so on), ``inject`` the operator's; a name in ``inject`` stands alone, a
+    name in ``ours`` has only our value. ``signature_is_ours``: the RFC 9421 signature is an
+    identity for this gateway; another one belongs to the upstream and passes. Content-Length is
+    not set here: it follows from the body.
+    """
+    listed = list(incoming)
+    gone = _nominated(listed)
+    taken = frozenset(name.replace(b"_", b"-") for name, _ in (*ours, *inject))
+    out: Headers = [(b"host", host)]
+    for name, value in listed:
+        if _dropped_up(name) or name in gone or name.replace(b"_", b"-") in taken:
+            continue
+        if name == b"authorization" and is_our_key(value):
+            continue
+        if signature_is_ours and name in (b"signature", b"signature-input"):
+            continue
+        if name == b"cookie":
+            kept = _without_our_cookies(value)
+            if kept:
+                out.append((name, kept))
+            continue
+        out.append((name, value))
+    injected = frozenset(name for name, _ in inject)
+    out.extend(pair for pair in ours if pair[0] not in injected)
+    out.extend(inject)
+    return out
+
+
+def _without_our_cookies(value: bytes) -> bytes:
+    if _COOKIE_PREFIX not in value.lower():
+        return value
+    kept = [pair.strip() for pair in value.split(b";") if not _our_cookie(pair)]
+    return b"; ".join(filter(None, kept))
+
+
+def _our_cookie(pair: bytes) -> bool:
+    name = pair.partition(b"=")[0].strip().lower()
+    return name.removeprefix(b"__host-").removeprefix(b"__secure-").startswith(_COOKIE_PREFIX)
+
+
+def response_headers(
+    incoming: Iterable[tuple[bytes, bytes]],
+    *,
+    length: int | None = None,
+    private: bool = False,
+) -> Headers:
+    """The fields for the caller.
+
+    ``length`` is the whole length of the body if it is known (for HEAD, what it would be).
+    ``private``: the answer was paid for or belongs to one caller, so no shared cache may keep it:
+    ``Cache-Control: private`` is added, what invites shared caches is taken out (RFC 9111
+    section 5.2.2, RFC 9213), and ``Vary`` names the identity fields.
+    """
+    listed = [(name.lower(), value) for name, value in incoming]
+    gone = _nominated(listed)
+    out: Headers = []
+    directives: list[bytes] = []
+    for name, value in listed:
+        if _dropped_down(name) or name in gone:
+            continue
+        if name == b"set-cookie" and _our_cookie(value):
+            continue
+        if private and name == b"cache-control":
+            directives.append(value)
+        elif private and (name.endswith(b"cdn-cache-control") or name == b"surrogate-control"):
+            continue
+        else:
+            out.append((name, value))
+    if private:
+        out.append((b"cache-control", _private(directives)))
+        out.append((b"vary", _IDENTITY))
+    if length is not None:
+        out.append((b"content-length", str(length).encode()))
+    return out
+
+
+def _private(values: Sequence[bytes]) -> bytes:
+    """The directives that stay, with ``private`` first. Quoted commas only split more finely."""
+    kept = [b"private"]
+    for directive in b",".join(values).split(b","):
+        text = directive.strip(b" \t")
+        name = text.partition(b"=")[0].strip(b" \t").lower()
+        if text and name != b"private" and name not in _SHARED_CACHES:
+            kept.append(text)
+    return b", ".join(kept)

@@ -1,0 +1,132 @@
+"""Who is calling, and is a payment with it: at most one identity and one payment a request.
+
+An identity that is present and fails ends the request; nothing weaker is tried in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chain.errors import ChainError
+from gateway import ledger
+from gateway.errors import NextAction, Problem
+from gateway.node import Node, unavailable
+from gateway.payments.wire import Presented, decode, payment_header
+from gateway.proxy.headers import is_our_key
+from gateway.proxy.target import Target
+from wallet_auth import AuthError, SignedRequest, Signer, verify
+
+Headers = Sequence[tuple[bytes, bytes]]
+_ACCEPT_SIGNATURE = (
+    'eth=("@authority" "@method" "@path" "@query" "content-digest");created;expires;nonce;keyid'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What a request proved. ``signer`` is a bound identity, ``presented`` a payment; both may
+    be None (nobody), and both may be there when they are of one wallet."""
+
+    signer: Signer | None
+    presented: Presented | None
+    alias: str | None  # Idempotency-Key
+
+    @property
+    def wallet(self) -> tuple[str, str] | None:
+        """Address and chain of the identity: a key is one wallet everywhere, a contract is not."""
+        if self.signer is None:
+            return None
+        chain = "" if self.signer.kind == "key" else f"eip155:{self.signer.chain_id}"
+        return self.signer.address, chain
+
+
+async def identify(node: Node, method: str, target: Target, headers: Headers, now_s: int) -> Caller:
+    """Parse and check everything that says who is calling. Raises ``Problem``.
+
+    The body has not been read: ``wallet_auth.check_body`` compares it with the signed digest.
+    """
+    presented = None
+    signer = await _signer(node, method, target, headers, now_s)
+    raw = payment_header(headers)
+    if raw is not None:
+        presented = decode(raw)
+    for name, value in headers:
+        if name == b"authorization" and is_our_key(value):
+            raise Problem(
+                "identity_unsupported", "Keys are not issued here yet: sign the request."
+            )
+    if signer is not None and presented is not None:
+        payer = presented.authorization.from_
+        if payer != signer.address:
+            raise Problem(
+                "payer_mismatch",
+                f"The request is signed by {signer.address} and paid by {payer}.",
+            )
+    return Caller(signer, presented, _alias(headers))
+
+
+def _alias(headers: Headers) -> str | None:
+    found = [value for name, value in headers if name == b"idempotency-key"]
+    if not found:
+        return None
+    text = found[0].decode("latin-1").strip()
+    if len(found) > 1 or not 1 <= len(text) <= 255 or not text.isascii() or not text.isprintable():
+        raise Problem("invalid_request", "Idempotency-Key is one value of 1 to 255 characters.")
+    return text
+
+
+async def _signer(
+    node: Node, method: str, target: Target, headers: Headers, now_s: int
+) -> Signer | None:
+    server = node.settings.server
+    request = SignedRequest(
+        method=method,
+        target=target.raw,
+        authority=server.authority,
+        scheme=server.scheme,
+        headers=tuple(headers),
+        body=None,
+    )
+    try:
+        return await verify(request, now_s, node.eth_call)
+    except AuthError as error:
+        raise auth_problem(node, method, target, error) from None
+    except ChainError as error:
+        raise unavailable(error) from error
+
+
+def auth_problem(node: Node, method: str, target: Target, error: AuthError) -> Problem:
+    """A failed identity as an answer: which check, and what to sign instead (RFC 9421, 5.1)."""
+    problem = Problem(
+        error.code,
+        error.detail,
+        members=error.params,
+        next_actions=[
+            NextAction(
+                method,
+                node.settings.server.public_url + target.raw.decode("ascii"),
+                "the same request signed anew (ERC-8128) with a fresh nonce, covering @authority, "
+                "@method, @path, @query if there is one, and content-digest if there is a body",
+            )
+        ],
+    )
+    if problem.status == 401:
+        problem.headers["WWW-Authenticate"] = 'Signature realm="farebox"'
+        problem.headers["Accept-Signature"] = _ACCEPT_SIGNATURE
+    return problem
+
+
+def guard_of(caller: Caller, presented: Presented | None) -> ledger.Guard:
+    """What this request burns: the one-time value of the strongest proof it carries."""
+    if caller.signer is not None:
+        address, chain = caller.wallet or ("", "")
+        principal = f"{chain}:{address}" if chain else address
+        return ledger.Guard(
+            principal, caller.signer.scheme, caller.signer.request_id, caller.alias
+        )
+    if presented is None:
+        raise ledger.LedgerFault("a request without a proof cannot be guarded")
+    auth = presented.authorization
+    # The alias of an unsigned header is bound to the payment only through the content hash.
+    return ledger.Guard(auth.from_, f"x402:{presented.network}", auth.nonce, caller.alias)
