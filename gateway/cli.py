@@ -9,6 +9,7 @@ Expected faults are one line on stderr that says what to do, and an exit code:
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -79,10 +80,11 @@ def common(command: F) -> F:
 
 def read_settings(config: Path | None, overrides: dict[str, Any] | None = None) -> Settings:
     """The settings of ``--config``, or of the default file. Raises ``Stop``."""
+    from gateway.check import judge
     from gateway.config import ConfigError, load
 
     try:
-        return load(config or Path(DEFAULT_CONFIG), overrides=overrides)
+        return load(config or Path(DEFAULT_CONFIG), overrides=overrides, judge=judge)
     except ConfigError as error:
         raise Stop(str(error), CONFIG, error.faults) from None
 
@@ -99,26 +101,34 @@ class _Farebox(click.Group):
         except (click.exceptions.Exit, click.ClickException, click.Abort, KeyboardInterrupt):
             raise
         except Exception as error:
-            stop = _expected(error)
-            if stop is None:
+            fault = _expected(error)
+            if fault is None:
                 raise
-            fail(stop, as_json=as_json)
+            fail(fault, as_json=as_json)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order below, which is the order of use
 
 
-def _expected(error: BaseException) -> Stop | None:
-    """What a person should read for a fault that is not the program's; None if it is one."""
-    import errno
+# Faults a person can mend, by the class they are (named, not imported: most of these modules are
+# heavy) and with the line to print; {} is the exception's own text.
+_FAULTS: Final[dict[str, tuple[int, str]]] = {
+    "gateway.config.ConfigError": (CONFIG, "{}"),
+    "gateway.proxy.routes_table.RouteError": (CONFIG, "{}"),
+    "gateway.migrations.run.NewerDatabase": (CONFIG, "{}; install that release"),
+    "gateway.db.DatabaseUnavailable": (UNREACHABLE, "the database cannot be reached: {}"),
+    "chain.errors.Unavailable": (UNREACHABLE, "the chain cannot be reached: {}"),
+    "anvil.process.DevnetError": (UNREACHABLE, "{}"),
+}
 
-    kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    if kind == "gateway.config.ConfigError":
-        return Stop(str(error), CONFIG, getattr(error, "faults", None))
-    if kind == "gateway.db.DatabaseUnavailable":
-        return Stop(f"the database cannot be reached: {error}", UNREACHABLE)
-    if kind == "chain.errors.Unavailable":
-        return Stop(f"the chain cannot be reached: {error}", UNREACHABLE)
+
+def _expected(error: Exception) -> Stop | None:
+    """What a person should read for a fault that is not the program's; None if it is one."""
+    for kind in type(error).__mro__:
+        found = _FAULTS.get(f"{kind.__module__}.{kind.__qualname__}")
+        if found is not None:
+            faults = getattr(error, "faults", None)
+            return Stop(found[1].format(error), found[0], list(faults) if faults else None)
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
         return Stop(f"the port is in use: {error}; choose another one", UNREACHABLE)
     return None
@@ -151,9 +161,9 @@ def demo(once: bool, keep: Path | None, as_json: bool, config: Path | None) -> N
 def devnet(port: int, as_json: bool, config: Path | None) -> None:
     """Only the chain: Anvil with real USDC and funded wallets."""
     del config
-    from anvil.devnet import main as run
+    from anvil.devnet import run
 
-    sys.exit(run(port=port, as_json=as_json))
+    run(port=port, json=as_json)
 
 
 # --- set it up ------------------------------------------------------------------------------
@@ -218,9 +228,9 @@ def routes(as_json: bool, config: Path | None) -> None:
 @common
 def migrate(as_json: bool, config: Path | None) -> None:
     """Bring the database to this version's schema."""
-    from gateway.migrations import migrate as run
+    from gateway.hands import migrate as run
 
-    version = run(read_settings(config).server.database)
+    version = run(read_settings(config))
     if as_json:
         put({"ok": True, "schema": version})
     else:
@@ -261,6 +271,7 @@ def _quick_settings(
     config: Path | None, overrides: dict[str, Any], given: dict[str, Any]
 ) -> Settings:
     """Settings without a file; the settler's key is made on first use."""
+    from gateway.check import judge
     from gateway.config import quick
     from gateway.setup import settler_key
 
@@ -284,6 +295,7 @@ def _quick_settings(
         given["rpc"],
         kind=given["kind"],
         overrides=overrides,
+        judge=judge,
     )
 
 
@@ -317,8 +329,8 @@ def ledger_verify(as_json: bool, config: Path | None) -> None:
     elif not broken:
         say("The books are in order.", fg="green")
     else:
-        for name, rows in broken.items():
-            say(f"✗ {name}: {len(rows)} rows, the first: {rows[0]}", fg="red")
+        for name, found in broken.items():
+            say(f"✗ {name}: {found['meaning']}; the first: {found['rows'][0]}", fg="red")
     sys.exit(NO if broken else OK)
 
 
@@ -329,8 +341,7 @@ def ledger_export(as_json: bool, config: Path | None) -> None:
     del as_json  # the export is JSON in any case
     from gateway.hands import export
 
-    for row in export(read_settings(config)):
-        put(row)
+    export(read_settings(config), put)
 
 
 @main.group()
@@ -345,7 +356,10 @@ def account_show(who: str, as_json: bool, config: Path | None) -> None:
     """Balance, lots and recent entries of WHO: a wallet address or an account id."""
     from gateway.hands import show
 
-    found = show(read_settings(config), who)
+    try:
+        found = show(read_settings(config), who)
+    except ValueError as error:
+        raise Stop(str(error), USAGE) from None
     if found is None:
         raise Stop(f"there is no account of {who}", NO)
     if as_json:

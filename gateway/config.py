@@ -14,7 +14,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -40,6 +40,8 @@ _GIVEN: Final = {"name", "network"}  # fields this module fills in; no keys of t
 _ENV: Final = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 M = TypeVar("M", bound=Section)
+Judge = Callable[[Upstream], Iterable[tuple[str, str]]]
+"""Yields (key below the upstream, what is wrong with it)."""
 
 
 class ConfigError(Exception):
@@ -60,13 +62,15 @@ def load(
     *,
     env: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    judge: Judge | None = None,
 ) -> Settings:
     """Settings from a file (None: no file), the environment and ``overrides``.
 
     ``overrides`` is shaped and spelled like the file: ``{"server": {"listen": "…"}}``. ``env``
-    is the process environment unless given. Raises ``ConfigError``.
+    is the process environment unless given. ``judge`` looks at each upstream with what this layer
+    does not know (price rules, path patterns) and yields faults. Raises ``ConfigError``.
     """
-    reader = _Reader(os.environ if env is None else env, path)
+    reader = _Reader(os.environ if env is None else env, path, judge)
     data = reader.read_file() if path is not None else {}
     data = reader.interpolate(data, "")
     reader.merge_environment(data)
@@ -84,6 +88,7 @@ def quick(
     kind: str = "http",
     env: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    judge: Judge | None = None,
 ) -> Settings:
     """Settings of ``farebox serve --upstream … --price …``: one upstream, one price for all of it.
 
@@ -95,7 +100,7 @@ def quick(
         "upstreams": {"upstream": {"kind": kind, "url": upstream, **whole}},
     }
     _merge(data, overrides or {})
-    return load(None, env=env, overrides=data)
+    return load(None, env=env, overrides=data, judge=judge)
 
 
 def _all_routes(price: str) -> dict[str, str]:
@@ -130,8 +135,9 @@ def _keys(model: type[Section]) -> list[str]:
 class _Reader:
     """One run of ``load``: collects the faults on the way."""
 
-    def __init__(self, env: Mapping[str, str], path: Path | None) -> None:
+    def __init__(self, env: Mapping[str, str], path: Path | None, judge: Judge | None) -> None:
         self.env = env
+        self.judge = judge
         self.path = path
         self.base = (path.parent if path else Path()).resolve()
         self.faults: list[str] = []
@@ -274,7 +280,9 @@ class _Reader:
             elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_:-]{0,63}", name):
                 self.fault(where, "should have a name of letters, digits, '-' and '_'")
             else:
-                yield name, dict(value)
+                for key in sorted(_GIVEN & value.keys()):
+                    self.fault(f"{where}.{key}", f"is not a key of [{where}]")
+                yield name, {k: v for k, v in value.items() if k not in _GIVEN}
 
     def _chains(self, tables: dict[str, Any], credit: Credits | None) -> Iterator[Chain]:
         for name, table in self._named("chains", tables):
@@ -296,6 +304,8 @@ class _Reader:
             where = f"upstreams.{name}"
             upstream = self._section(Upstream, "upstreams", where, table, name=name)
             if upstream is not None:
+                for key, text in self.judge(upstream) if self.judge else ():
+                    self.fault(f"{where}.{key}", text)
                 yield upstream
 
     def _section(
@@ -303,9 +313,6 @@ class _Reader:
     ) -> M | None:
         """One section, or what is left of it without its faulty keys (for the rules between)."""
         self._read_secrets(section, where, table)
-        for key in [k for k in table if k in _GIVEN and (k != "network" or section != "chains")]:
-            self.fault(f"{where}.{key}", f"is not a key of [{where}]")
-            del table[key]
         try:
             return model.model_validate({**table, **given})
         except ValidationError as error:

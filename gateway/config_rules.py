@@ -70,15 +70,12 @@ def faults(parts: Parts, left_out: frozenset[str]) -> Iterator[Rule]:
 
 
 def _server(server: Server) -> Iterator[Rule]:
-    if server.workers > 1 and not server.on_postgres:
+    lacking = [] if server.on_postgres else ["PostgreSQL (server.database)"]
+    lacking += [] if server.redis else ["Redis (server.redis)"]
+    if server.workers > 1 and lacking:
         yield (
-            ("server.workers", "server.database"),
-            f"is {server.workers}, which needs PostgreSQL: set server.database, or workers = 1",
-        )
-    if server.workers > 1 and not server.redis:
-        yield (
-            ("server.workers", "server.redis"),
-            f"is {server.workers}, which needs Redis: set server.redis, or workers = 1",
+            ("server.workers", "server.database", "server.redis"),
+            f"is {server.workers}, which needs {' and '.join(lacking)}",
         )
     if not server.public_url and not server.listen.loopback:
         yield (
@@ -175,7 +172,10 @@ def _routes(upstream: Upstream, where: str) -> Iterator[Rule]:
             yield (f"{where}.routes[{i}].match",), f"repeats routes[{seen[route.match]}]"
         seen[route.match] = i
         if is_reserved(upstream.mount.rstrip("/") + route.path):
-            yield (f"{where}.routes[{i}].match",), "is a path that belongs to Farebox itself"
+            yield (
+                (f"{where}.routes[{i}].match", f"{where}.mount"),
+                "is a path that belongs to Farebox itself",
+            )
         if route.amount_from == "upstream" and route.price.rule in ("free", "flat"):
             yield (
                 (f"{where}.routes[{i}].amount_from", f"{where}.routes[{i}].price"),

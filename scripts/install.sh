@@ -57,19 +57,24 @@ PROGRAM
     chmod +x .venv/bin/farebox
 }
 
+# Whether .venv works and was made here: a copied or moved one points to its old place.
+whole_environment() {
+    [ -x .venv/bin/python ] && good_python .venv/bin/python &&
+        grep -q "$root/.venv" .venv/bin/activate 2>/dev/null
+}
+
 python_part() {
-    case $kind in
-        run) lock=requirements.lock ;;
-        test) lock=requirements-dev.lock ;;
+    stamp=.venv/.farebox
+    have=$(cat "$stamp" 2>/dev/null || :)
+    # An environment for the tests also runs farebox; it is never taken back to less.
+    case $kind:$have in
+        test:* | run:test*) set=test lock=requirements-dev.lock ;;
+        run:*) set=run lock=requirements.lock ;;
         *) stop "usage: scripts/install.sh run|test" ;;
     esac
-    stamp=.venv/.farebox
-    run=$(stamp_of requirements.lock)
-    dev=$(stamp_of requirements-dev.lock)
-    have=$(cat "$stamp" 2>/dev/null || :)
-    [ "$have" = "$root test $dev" ] && return
-    [ "$kind" = run ] && [ "$have" = "$root run $run" ] && return
-    if ! { [ -x .venv/bin/python ] && good_python .venv/bin/python; } || [ "${have%% *}" != "$root" ]; then
+    want="$set $(stamp_of "$lock") $root"
+    [ "$have" = "$want" ] && return
+    if ! whole_environment; then
         python=$(find_python)
         say "making .venv with $("$python" -V)"
         "$python" -m venv --clear .venv
@@ -77,7 +82,7 @@ python_part() {
     say "installing $lock"
     fill "$lock"
     link_project
-    if [ "$kind" = run ]; then printf '%s\n' "$root run $run"; else printf '%s\n' "$root test $dev"; fi > "$stamp"
+    printf '%s\n' "$want" > "$stamp"
 }
 
 find_npm() {

@@ -1,0 +1,218 @@
+"""``farebox check`` and ``farebox routes``: is the configuration true, and what does it mean.
+
+Reaches everything the configuration names, changes nothing. Each finding is ``ok``, ``warn``
+(worth a look) or ``fail`` (this deployment cannot work like this).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from gateway.errors import Problem
+from gateway.settings import Chain, Settings, Upstream
+
+State = Literal["ok", "warn", "fail"]
+CONNECT_S: Final = 5
+GAS_FLOOR_WEI: Final = 10**14
+"""Below this much of the gas coin a settler is as good as empty: some tens of settlements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    state: State
+    text: str
+
+    def members(self) -> dict[str, str]:
+        """As a JSON object."""
+        return {"check": self.name, "state": self.state, "text": self.text}
+
+
+def judge(upstream: Upstream) -> Iterator[tuple[str, str]]:
+    """Faults of an upstream's prices and patterns, for ``gateway.config.load``."""
+    from gateway.pricing.rules import compile_price
+    from gateway.proxy.patterns import compile_pattern
+    from gateway.proxy.routes_table import NEVER_FORWARDED
+
+    for i, route in enumerate(upstream.routes):
+        try:
+            compile_price(route.price)
+        except ValueError as error:
+            yield f"routes[{i}].price", f"is wrong: {error}"
+        try:
+            compile_pattern(route.path)
+        except ValueError as error:
+            yield f"routes[{i}].match", f"is wrong: {error}"
+        if route.method in NEVER_FORWARDED:
+            yield f"routes[{i}].match", f"is {route.method}, which is never forwarded"
+    for name, price in upstream.tools:
+        try:
+            compile_price(price)
+        except ValueError as error:
+            yield f"tools.{name}", f"is wrong: {error}"
+
+
+def run(settings: Settings, target: str | None) -> list[Finding]:
+    """Look at everything; with ``target`` ("GET /path") also at that request's route and price."""
+
+    async def gather() -> list[Finding]:
+        return [finding async for finding in _findings(settings, target)]
+
+    return asyncio.run(gather())
+
+
+async def _findings(settings: Settings, target: str | None) -> AsyncIterator[Finding]:
+    yield Finding("config", "ok", str(settings.source or "from the command line"))
+    for finding in _routes(settings, target):
+        yield finding
+    yield await _database(settings)
+    for chain in settings.chains:
+        async for finding in _chain(chain):
+            yield finding
+    for upstream in settings.upstreams:
+        yield await _upstream(upstream)
+    if not settings.stripe.enabled:
+        yield Finding("stripe", "ok", "off: no cards")
+
+
+def _routes(settings: Settings, target: str | None) -> Iterator[Finding]:
+    from gateway.proxy.routes_table import compile_routes
+
+    compiled = compile_routes(settings.upstreams)
+    warnings = compiled.warnings()
+    for text in warnings:
+        yield Finding("routes", "warn", text)
+    if not warnings:
+        yield Finding("routes", "ok", f"{len(table(settings))} prices")
+    if target is not None:
+        yield _price_of(settings, target)
+
+
+def _price_of(settings: Settings, target: str) -> Finding:
+    """Which route takes a request, and what it costs."""
+    from gateway.proxy.routes_table import MethodNotAllowed, Route, compile_routes
+    from gateway.proxy.target import parse
+
+    method, _, path = target.strip().rpartition(" ")
+    method = method.strip().upper() or "GET"
+    if "://" in path:
+        split = urlsplit(path)
+        path = split.path + (f"?{split.query}" if split.query else "")
+    name = f"{method} {path}"
+    try:
+        found = compile_routes(settings.upstreams).match(method, parse(path.encode()).decoded)
+    except Problem as problem:
+        return Finding(name, "fail", f"is refused: {problem.detail}")
+    if found is None:
+        return Finding(name, "fail", "no route: it would be answered with 404")
+    if isinstance(found, MethodNotAllowed):
+        return Finding(name, "fail", f"405: this path takes {', '.join(found.allow)}")
+    if isinstance(found, Route):
+        terms = found.price.describe()
+        return Finding(name, "ok", f"{found.id}: {terms.get('price', terms)}")
+    return Finding(name, "ok", f"MCP server {found.upstream}: priced by tool")
+
+
+def table(settings: Settings) -> list[dict[str, Any]]:
+    """The priced routes and tools, in the order they are tried."""
+    from gateway.pricing.rules import compile_price
+
+    rows = []
+    for upstream in settings.upstreams:
+        priced = [(route.match, route.price) for route in upstream.routes]
+        priced += [(f"tool {name}", price) for name, price in upstream.tools]
+        for match, price in priced:
+            terms = compile_price(price).describe()
+            text = "free" if terms.get("price_units") == 0 else terms.get("price", terms["rule"])
+            rows.append(
+                {
+                    "upstream": upstream.name,
+                    "mount": upstream.mount,
+                    "match": match,
+                    "price_text": text,
+                    "price": terms,
+                }
+            )
+    return rows
+
+
+async def _database(settings: Settings) -> Finding:
+    from gateway.db import Database, DatabaseUnavailable
+    from gateway.migrations.run import HEAD, current_revision
+
+    kind = "PostgreSQL" if settings.server.on_postgres else "SQLite"
+    try:
+        db = await Database.connect(settings.server.database)
+    except DatabaseUnavailable as error:
+        return Finding("database", "fail", f"{kind}: {error}")
+    try:
+        revision = await current_revision(db)
+    finally:
+        await db.close()
+    if revision is None:
+        return Finding("database", "ok", f"{kind}, empty: `farebox serve` makes the tables")
+    if revision != HEAD:
+        return Finding("database", "warn", f"{kind}, schema {revision}; this release has {HEAD}")
+    return Finding("database", "ok", f"{kind}, schema {revision}")
+
+
+async def _chain(chain: Chain) -> AsyncIterator[Finding]:
+    from chain.errors import ChainError
+    from chain.rpc import Rpc
+    from chain.tokens import read_token, token_faults
+
+    name = f"chain {chain.name}"
+    rpc = Rpc(chain.network, chain.rpc, timeout_s=chain.rpc_timeout_s)
+    try:
+        await rpc.check_chain_id()
+        block = await rpc.block_number()
+        yield Finding(name, "ok", f"{chain.caip2}, block {block}")
+        for asset in chain.network.assets:
+            token = await read_token(rpc, asset)
+            faults = token_faults(chain.network, asset, token)
+            for fault in faults:
+                yield Finding(name, "fail", fault)
+            if not faults:
+                said = f'{asset.symbol} at {asset.address}: "{token.name}" version {token.version}'
+                yield Finding(name, "ok", said)
+        yield await _settler(chain, rpc)
+    except ChainError as error:
+        yield Finding(name, "fail", f"{error.code}: {error.detail}")
+    finally:
+        await rpc.close()
+
+
+async def _settler(chain: Chain, rpc: Any) -> Finding:
+    """Whether settlements can be paid for."""
+    from chain.eth import checksum
+    from wallet_auth.keys import address_of, private_key
+
+    name = f"settler {chain.name}"
+    if chain.settler_key is None:
+        return Finding(
+            name, "fail", f"chains.{chain.name}.settler_key_file is missing: nothing can be settled"
+        )
+    sender = address_of(private_key(chain.settler_key.get_secret_value()))
+    wei = rpc.quantity(await rpc.call("eth_getBalance", [sender, "latest"]))
+    text = f"{checksum(sender)} has {wei // 10**12 / 10**6:f} of the gas coin"
+    return Finding(name, "ok" if wei >= GAS_FLOOR_WEI else "fail", text)
+
+
+async def _upstream(upstream: Upstream) -> Finding:
+    """Whether something listens there. Nothing is asked of it: a call may cost somebody."""
+    parts = urlsplit(upstream.url)
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    name = f"upstream {upstream.name}"
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            _, writer = await asyncio.open_connection(parts.hostname, port)
+    except (OSError, TimeoutError) as error:
+        return Finding(name, "warn", f"{upstream.url} cannot be reached now: {error or 'timeout'}")
+    writer.close()
+    return Finding(name, "ok", upstream.url)
