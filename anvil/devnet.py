@@ -12,6 +12,7 @@ import http.client
 import json as json_lib
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ __all__ = ["Account", "Devnet", "DevnetError", "devnet", "run", "running"]
 NODE_MODULES: Final = Path(__file__).parent / "node_modules"
 CHAIN_ID: Final = NETWORKS["base-sepolia"].chain_id
 TOKEN: Final = NETWORKS["base-sepolia"].usdc.address
+_MINED_S: Final = 5
 HOLDER_UNITS: Final = 1_000_000 * 10**6  # 1,000,000 USDC each
 _TEST_CHAIN_IDS: Final = frozenset(
     {row.chain_id for row in NETWORKS.values() if row.testnet} | {1337, 31337}
@@ -121,14 +123,27 @@ class Devnet:
         """Make blocks now."""
         self.rpc("anvil_mine", hex(blocks))
 
-    def send(self, sender: str, to: str, data: str) -> str:
-        """Have the chain sign and include a transaction of one of its accounts; its hash.
+    def send(self, sender: str, to: str | None, data: str) -> str:
+        """Have the chain sign and send for one of its accounts; the transaction's hash.
 
-        Where blocks come on demand only, it waits in the pool.
+        ``to`` None deploys a contract. Returns when it is in a block, or, where there is no block
+        for every transaction, when it is in the pool.
         """
-        tx: dict[str, str] = {"from": sender, "to": to, "data": data}
+        tx = {"from": sender, "data": data} | ({"to": to} if to is not None else {})
         tx_hash: str = self.rpc("eth_sendTransaction", tx)
+        if self.rpc("anvil_getAutomine"):
+            self.receipt(tx_hash)
         return tx_hash
+
+    def receipt(self, tx_hash: str) -> dict[str, Any]:
+        """The receipt of a transaction that is being mined: it can lag a moment behind."""
+        deadline = time.monotonic() + _MINED_S
+        while time.monotonic() < deadline:
+            found: dict[str, Any] | None = self.rpc("eth_getTransactionReceipt", tx_hash)
+            if found is not None:
+                return found
+            time.sleep(0.002)
+        raise DevnetError(f"{tx_hash} is in no block after {_MINED_S} s")
 
     def pause(self, paused: bool = True) -> None:
         """Pause USDC, or let it go on."""

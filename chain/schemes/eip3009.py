@@ -147,11 +147,11 @@ async def verify(rpc: Rpc, asset: Asset, auth: Authorization, now_s: int) -> str
     else:
         code, deployed = await asyncio.gather(rpc.code(auth.from_), rpc.has_code(asset.address))
         refusal = None
+    if not code and not looks_like_key:
+        raise _bad_signature(auth)
     if not deployed:
         # A call to an address without code succeeds and moves nothing.
         raise Unavailable("rpc_error", f"there is no token at {asset.address}")
-    if not code and not looks_like_key:
-        raise _bad_signature(auth)
     if code:
         await _require_contract_signature(rpc, signed, auth)
         if not looks_like_key:
