@@ -1,0 +1,211 @@
+"""The edge: the outermost ASGI layer, and how a body is read.
+
+Every request gets an id for logs. Heads that are too large or whose framing is ambiguous are
+refused before anything looks at them. A ``Problem`` raised anywhere below becomes its RFC 9457
+answer here and nowhere else; any other exception is logged once, with the id, and answered with
+``internal_error`` and nothing about itself. When an answer has already begun it is cut off instead,
+so that no caller takes a part for the whole.
+
+Under it belongs a ``starlette.routing.Router`` or a plain function, not the ``Starlette`` class,
+whose own error handling would answer first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Final
+
+from gateway.errors import Problem
+from gateway.proxy import cors
+from gateway.proxy.target import check_framing
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+REQUEST_ID: Final = "farebox.log_id"
+MAX_HEADERS_BYTES: Final = 32 * 1024
+BODY_IDLE_S: Final = 30.0
+BODY_TOTAL_S: Final = 300.0
+# Per field: ": " and CRLF, so that many empty fields count too.
+_FIELD_OVERHEAD: Final = 4
+
+log = logging.getLogger("farebox")
+
+
+class CallerGoneError(Exception):
+    """The caller hung up; there is nobody to answer."""
+
+
+def log_id(scope: Scope) -> str:
+    """The id under which this request is logged; members of problems call it ``request_id``."""
+    found: str = scope["state"][REQUEST_ID]
+    return found
+
+
+def edge(app: App, *, max_headers_bytes: int = MAX_HEADERS_BYTES) -> App:
+    """``app`` with the edge around it."""
+
+    async def outermost(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await _not_http(app, scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        request_id = state[REQUEST_ID] = secrets.token_hex(8)
+        headers = scope["headers"]
+        answered = _Answered(send, head_only=scope["method"] == "HEAD")
+        try:
+            _check_size(headers, max_headers_bytes)
+            check_framing(headers, scope["http_version"])
+            await app(scope, receive, answered)
+        except Problem as problem:
+            if problem.status >= 500:
+                log.warning("%s %s", request_id, problem, exc_info=problem.__cause__)
+            await _refuse(answered, problem, request_id)
+        except CallerGoneError:
+            log.debug("%s the caller hung up", request_id)
+        except Exception:
+            log.exception("%s unexpected error", request_id)
+            await _refuse(answered, Problem("internal_error", _INTERNAL), request_id)
+
+    return outermost
+
+
+_INTERNAL: Final = "Something went wrong here. It was logged under this request_id."
+
+
+async def _not_http(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        await app(scope, receive, send)
+    elif scope["type"] == "websocket":  # nothing here speaks it; uvicorn runs with ws="none"
+        await receive()
+        await send({"type": "websocket.close", "code": 1000})
+
+
+class _Answered:
+    """``send``, remembering whether an answer has begun; without a body for HEAD."""
+
+    __slots__ = ("_head_only", "_send", "begun")
+
+    def __init__(self, send: Send, *, head_only: bool) -> None:
+        self._send = send
+        self._head_only = head_only
+        self.begun = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.begun = True
+        elif self._head_only and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await self._send(message)
+
+
+def _check_size(headers: Iterable[tuple[bytes, bytes]], limit: int) -> None:
+    size = 0
+    for name, value in headers:
+        size += len(name) + len(value) + _FIELD_OVERHEAD
+    if size > limit:
+        raise Problem(
+            "headers_too_large",
+            f"the header fields are larger than {limit} bytes in all",
+            headers={"Connection": "close"},
+        )
+
+
+async def _refuse(answered: _Answered, problem: Problem, request_id: str) -> None:
+    """Answer with a problem. Once an answer has begun nothing is sent: ending the application in
+    the middle makes the server cut the connection, which is what the caller must see."""
+    if answered.begun:
+        return
+    status, headers, body = problem_answer(problem, request_id)
+    await answered({"type": "http.response.start", "status": status, "headers": headers})
+    await answered({"type": "http.response.body", "body": body})
+
+
+def problem_answer(problem: Problem, request_id: str) -> tuple[int, Headers, bytes]:
+    """Status, header fields and body of a problem's answer (RFC 9457).
+
+    Never cached. Readable by scripts of any origin, because a browser client must see a 402.
+    The raiser's own fields (``WWW-Authenticate``, ``Retry-After``, ``PAYMENT-REQUIRED``) come as
+    given and win.
+    """
+    body = json.dumps(problem.body(request_id), separators=(",", ":")).encode()
+    headers: Headers = [
+        (name.lower().encode("latin-1"), value.encode("latin-1"))
+        for name, value in problem.headers.items()
+    ]
+    given = {name for name, _ in headers}
+    if b"content-type" not in given:
+        headers.append((b"content-type", b"application/problem+json"))
+    if b"cache-control" not in given:
+        headers.append((b"cache-control", b"no-store"))
+    headers.append((b"content-length", str(len(body)).encode()))
+    return problem.status, cors.expose(headers), body
+
+
+def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
+    """The length a request states for its body (``check_framing`` has seen it)."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value)
+    return None
+
+
+async def stream_body(
+    receive: Receive, headers: Iterable[tuple[bytes, bytes]], limit: int
+) -> AsyncIterator[bytes]:
+    """A request's body as it comes.
+
+    Raises ``Problem("body_too_large")`` above ``limit`` bytes (before the first piece if the stated
+    length is already too much), ``invalid_request`` with 408 when it stops coming, and
+    ``CallerGoneError`` when the caller hangs up before its end.
+    """
+    stated = content_length(headers)
+    if stated is not None and stated > limit:
+        raise _too_large(limit)
+    loop = asyncio.get_running_loop()
+    last_s = loop.time() + BODY_TOTAL_S
+    size = 0
+    more = True
+    while more:
+        try:
+            async with asyncio.timeout_at(min(loop.time() + BODY_IDLE_S, last_s)):
+                message = await receive()
+        except TimeoutError:
+            raise Problem(
+                "invalid_request",
+                "the body did not arrive in time",
+                status=408,
+                headers={"Connection": "close"},
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise CallerGoneError
+        piece: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        if piece:
+            yield piece
+
+
+async def read_body(receive: Receive, headers: Iterable[tuple[bytes, bytes]], limit: int) -> bytes:
+    """A request's whole body. Raises what ``stream_body`` raises."""
+    pieces = [piece async for piece in stream_body(receive, headers, limit)]
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _too_large(limit: int) -> Problem:
+    # Closing spares both sides the rest of a body that nobody wants.
+    return Problem(
+        "body_too_large",
+        f"the body is larger than {limit} bytes",
+        headers={"Connection": "close"},
+    )
