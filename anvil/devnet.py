@@ -127,7 +127,7 @@ class Devnet:
         """Have the chain sign and send for one of its accounts; the transaction's hash.
 
         ``to`` None deploys a contract. Returns when it is in a block, or, where there is no block
-        for every transaction, when it is in the pool.
+        for every transaction, when it is in the pool. A transaction that fails is included too.
         """
         tx = {"from": sender, "data": data} | ({"to": to} if to is not None else {})
         tx_hash: str = self.rpc("eth_sendTransaction", tx)
@@ -145,17 +145,23 @@ class Devnet:
             time.sleep(0.002)
         raise DevnetError(f"{tx_hash} is in no block after {_MINED_S} s")
 
+    def _operate(self, data: str) -> None:
+        """Use one of the token's roles. ``DevnetError`` if the token refuses."""
+        call = {"from": self.operator.address, "to": self.usdc, "data": data}
+        self.rpc("eth_call", call, "pending")
+        self.send(self.operator.address, self.usdc, data)
+
     def pause(self, paused: bool = True) -> None:
         """Pause USDC, or let it go on."""
-        self.send(self.operator.address, self.usdc, usdc.pause_call(paused))
+        self._operate(usdc.pause_call(paused))
 
     def blacklist(self, address: str, listed: bool = True) -> None:
         """Put an address on USDC's blacklist, or take it off."""
-        self.send(self.operator.address, self.usdc, usdc.blacklist_call(address, listed))
+        self._operate(usdc.blacklist_call(address, listed))
 
     def mint(self, to: str, units: int) -> None:
         """Make new USDC."""
-        self.send(self.operator.address, self.usdc, usdc.mint_call(to, units))
+        self._operate(usdc.mint_call(to, units))
 
     def transfer(self, sender: str, to: str, units: int) -> str:
         """A plain transfer of USDC by one of the chain's accounts; the transaction's hash."""

@@ -98,10 +98,16 @@ def wait_listening(process: AnvilProcess) -> int:
         if found is not None:
             return int(found[1])
         if process.child.poll() is not None:
-            lines = [line for line in text.strip().splitlines() if line.strip()]
-            raise DevnetError(f"anvil stopped at once: {lines[-1] if lines else 'no message'}")
+            raise DevnetError(f"anvil stopped at once: {_complaint(text)}")
         time.sleep(0.005)
     raise DevnetError(f"anvil did not listen within {START_S} s")
+
+
+def _complaint(text: str) -> str:
+    """The line of anvil's output that says what is wrong, else its last one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.lower().startswith("error")]
+    return (errors or lines[-1:] or ["it said nothing"])[0]
 
 
 def stop(process: AnvilProcess) -> None:
