@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gateway.db import Tx
 from gateway.ledger import rules, store
 from gateway.ledger.ids import IdBlocks, reserve
-from gateway.ledger.steps import Outcome, Step
+from gateway.ledger.steps import Mint, Outcome, Step
 
 
 async def apply(
@@ -32,6 +32,7 @@ async def apply(
     # Every lot may expire once and be pinned once, every pin may leave something unused; a new pin
     # fills either a hold or a lot, so there are at most as many as both together.
     lots = sum(len(line) for line in book.lots.values())
+    lots += sum(isinstance(step, Mint) for step in steps)
     open_holds = sum(len(line) for line in book.open_holds.values())
     need = len(steps) + 2 * lots + open_holds + sum(len(pins) for pins in book.pins.values())
     book.ids = iter(await reserve(tx, need)) if ids is None else await ids.take(tx, need)

@@ -71,6 +71,7 @@ class PinState:
     lot_id: int
     amount_units: int
     captured_units: int | None
+    expires_ms: int  # when the lot did; not a column of the pin
     new: bool = False
     touched: bool = False
 
@@ -99,7 +100,8 @@ class Book:
     leases: dict[int, int] = field(default_factory=dict)  # renewed leases, by hold
     mints: dict[MintKey, LotState] = field(default_factory=dict)
     lots: dict[int, list[LotState]] = field(default_factory=dict)  # live, in spending order
-    open_holds: dict[int, list[HoldRow]] = field(default_factory=dict)  # of due accounts, by age
+    # Open holds by age, kept only for accounts on which something is due.
+    open_holds: dict[int, list[HoldRow]] = field(default_factory=dict)
     pins: dict[int, list[PinState]] = field(default_factory=dict)  # by hold
 
     new_holds: list[HoldRow] = field(default_factory=list)

@@ -87,19 +87,19 @@ def _pin(book: Book, account: AccountState, lot: LotState, amount_units: int) ->
         free = hold.max_units - sum(pin.amount_units for pin in on_hold)
         part = min(free, amount_units)
         if part:
-            on_hold.append(PinState(hold.id, lot.id, part, None, new=True))
+            on_hold.append(PinState(hold.id, lot.id, part, None, lot.expires_ms, new=True))
             amount_units -= part
     if amount_units:
         raise LedgerFault(f"account {account.id}: {amount_units} held units have no open hold")
 
 
 def release_pins(book: Book, hold: HoldRow, captured_units: int) -> tuple[int, list[PinState]]:
-    """Spend up to ``captured_units`` from the hold's pins, first pinned first.
+    """Spend up to ``captured_units`` from the hold's pins, in the order their lots expired.
 
     Returns how much of the capture they covered and all pins of the hold. The pins are final
     after this; the caller expires what they did not give.
     """
-    pins = book.pins.get(hold.id, [])
+    pins = sorted(book.pins.get(hold.id, []), key=lambda pin: (pin.expires_ms, pin.lot_id))
     covered = 0
     for pin in pins:
         pin.captured_units = min(pin.amount_units, captured_units - covered)

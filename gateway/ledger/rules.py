@@ -6,6 +6,8 @@ it was and its neighbours in the same transaction do not notice it.
 
 from __future__ import annotations
 
+from bisect import insort
+
 from gateway.ledger import lots
 from gateway.ledger.book import Book, LedgerFault, LotState
 from gateway.ledger.steps import (
@@ -57,6 +59,8 @@ def hold(book: Book, step: Hold) -> HoldOutcome:
     known = _known(book, step.account_id, step.guard, step.content)
     if known is not None:
         return known
+    if step.max_units < 0:
+        raise LedgerFault("a hold cannot be of less than nothing")
     account = book.account(step.account_id)
     lots.expire_due(book, account)
     if account.frozen or account.debt:
@@ -85,6 +89,8 @@ def hold(book: Book, step: Hold) -> HoldOutcome:
     account.held += step.max_units
     account.touched = True
     book.new_holds.append(row)
+    if account.id in book.open_holds:
+        insort(book.open_holds[account.id], row, key=lambda each: each.id)
     book.holds[row.account_id, row.principal, row.scheme, row.request_id] = row
     if step.guard.alias is not None:
         alias = (row.account_id, row.principal, step.guard.alias)
@@ -158,6 +164,9 @@ def close(book: Book, step: Close) -> CloseOutcome:
     if account.available < 0:
         raise LedgerFault(f"hold {row.id}: its pins exceed it")
     book.closes[row.id] = transfer
+    if account.id in book.open_holds:
+        still = [each for each in book.open_holds[account.id] if each.id != row.id]
+        book.open_holds[account.id] = still
     if step.answer is not None:
         book.new_answers.append((row.id, step.answer))
     return Closed(transfer, account.balance)
@@ -205,4 +214,5 @@ def mint(book: Book, step: Mint) -> MintOutcome:
     live.sort(key=lambda each: (each.expires_ms, each.id))
     book.mints[key] = lot
     book.new_mints.append((key, lot_id))
+    lots.expire_due(book, account)  # it may have come later than its own expiry
     return Minted(lot_id, account.balance)

@@ -14,12 +14,13 @@ from typing import Final
 
 from gateway.db import Row, Tx
 from gateway.ledger.book import AccountState, Book, LedgerFault, LotState, PinState
-from gateway.ledger.steps import Close, Hold, HoldRow, Mint, Step, TransferRow
+from gateway.ledger.steps import NEVER, Close, Hold, HoldRow, Mint, Step, TransferRow
 
 HOLD: Final = tuple(f.name for f in fields(HoldRow))
 TRANSFER: Final = tuple(f.name for f in fields(TransferRow))
 ACCOUNT: Final = tuple(f.name for f in fields(AccountState) if f.name != "touched")
 LOT: Final = tuple(f.name for f in fields(LotState) if f.name not in ("new", "touched"))
+PIN: Final = ("hold_id", "lot_id", "amount_units", "captured_units")
 
 
 def columns(names: Sequence[str], table: str = "") -> str:
@@ -148,11 +149,11 @@ async def _load_closes(tx: Tx, book: Book, steps: Sequence[Close]) -> None:
 
 async def _load_pins(tx: Tx, book: Book, hold_ids: Sequence[int]) -> None:
     for row in await tx.fetch_any(
-        "SELECT p.hold_id, p.lot_id, p.amount_units, p.captured_units FROM pin p"
-        " JOIN lot l ON l.id = p.lot_id WHERE p.hold_id {any} ORDER BY l.expires_ms, l.id",
+        f"SELECT {columns(PIN, 'p')}, l.expires_ms FROM pin p JOIN lot l ON l.id = p.lot_id"  # noqa: S608
+        " WHERE p.hold_id {any}",
         hold_ids,
     ):
-        pin = PinState(row["hold_id"], row["lot_id"], row["amount_units"], row["captured_units"])
+        pin = PinState(*(row[name] for name in (*PIN, "expires_ms")))
         book.pins.setdefault(pin.hold_id, []).append(pin)
 
 
@@ -174,34 +175,30 @@ def _lot(row: Row) -> LotState:
 
 
 async def _load_lots(tx: Tx, book: Book, account: AccountState, steps: Sequence[Step]) -> None:
-    """The live lots the fold may reach, the due ones, and the first one behind them."""
+    """The live lots that are due, those the fold may reach, and the first one it leaves."""
     book.lots[account.id] = []
-    due = account.next_expiry_ms <= book.now_ms
-    if not due and not any(isinstance(s, Mint) for s in steps):
+    mints = [s for s in steps if isinstance(s, Mint)]
+    # A mint may come later than its own expiry: a payment whose outcome was unknown for long.
+    due = min(account.next_expiry_ms, *(s.expires_ms for s in mints), NEVER) <= book.now_ms
+    if not due and not mints:
         return
     reach = account.pos - account.folded
     reach += sum(s.amount_units for s in steps if isinstance(s, Close))
     rows = await tx.fetch(
-        f"SELECT {columns(LOT)} FROM (SELECT *, sum(remaining_units) OVER"  # noqa: S608
-        " (ORDER BY expires_ms, id) - remaining_units AS before_it FROM lot"
+        # What is due expires before anything is taken from the lots behind it, so it does not
+        # count for how far the fold gets.
+        f"SELECT {columns(LOT)} FROM (SELECT *, sum(CASE WHEN expires_ms > $3"  # noqa: S608
+        " THEN remaining_units ELSE 0 END) OVER (ORDER BY expires_ms, id) - remaining_units"
+        " AS before_it FROM lot"
         " WHERE account_id = $1 AND state = 'live' AND remaining_units > 0) AS line"
         " WHERE before_it <= $2 OR expires_ms <= $3 ORDER BY expires_ms, id",
         account.id,
         reach,
         book.now_ms,
     )
-    live = [_lot(row) for row in rows]
+    book.lots[account.id] = [_lot(row) for row in rows]
     if due:
-        behind = await tx.fetchrow(
-            f"SELECT {columns(LOT)} FROM lot WHERE account_id = $1 AND state = 'live'"  # noqa: S608
-            " AND remaining_units > 0 AND expires_ms > $2 ORDER BY expires_ms, id LIMIT 1",
-            account.id,
-            live[-1].expires_ms if live else book.now_ms,
-        )
-        if behind is not None:
-            live.append(_lot(behind))
         await _load_open_holds(tx, book, account)
-    book.lots[account.id] = live
 
 
 async def _load_open_holds(tx: Tx, book: Book, account: AccountState) -> None:
@@ -215,7 +212,8 @@ async def _load_open_holds(tx: Tx, book: Book, account: AccountState) -> None:
         account.id,
     )
     book.open_holds[account.id] = [hold_row(row) for row in rows]
-    await _load_pins(tx, book, [hold.id for hold in book.open_holds[account.id]])
+    # The pins of those that are being closed may be here already.
+    await _load_pins(tx, book, [h.id for h in book.open_holds[account.id] if h.id not in book.pins])
 
 
 async def save(tx: Tx, book: Book, writer: int) -> None:
@@ -277,8 +275,8 @@ async def _save_pins(tx: Tx, book: Book) -> None:
     changed = [pin for pin in every if pin.touched and not pin.new]
     if new:
         await tx.executemany(
-            insert("pin", ("hold_id", "lot_id", "amount_units", "captured_units")),
-            [(p.hold_id, p.lot_id, p.amount_units, p.captured_units) for p in new],
+            insert("pin", PIN),
+            [[getattr(p, name) for name in PIN] for p in new],
         )
     if changed:
         await tx.executemany(
