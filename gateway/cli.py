@@ -280,6 +280,8 @@ def _quick_settings(
     missing = [f"--{n.replace('_', '-')}" for n in ("price", "pay_to", "rpc") if not given[n]]
     if missing:
         raise click.UsageError(f"--upstream also needs {', '.join(missing)}")
+    arguments = [given[name] for name in ("upstream", "price", "pay_to", "network", "rpc")]
+    quick(*arguments, kind=given["kind"], overrides=overrides, judge=judge)  # before making files
     key_file: Path = given["settler_key_file"]
     address = settler_key(key_file)
     if address is not None:
@@ -287,16 +289,7 @@ def _quick_settings(
             f"Made {key_file}. It pays the gas of settlements: send some to {address}", err=True
         )
     overrides["chains"] = {given["network"]: {"settler_key_file": str(key_file)}}
-    return quick(
-        given["upstream"],
-        given["price"],
-        given["pay_to"],
-        given["network"],
-        given["rpc"],
-        kind=given["kind"],
-        overrides=overrides,
-        judge=judge,
-    )
+    return quick(*arguments, kind=given["kind"], overrides=overrides, judge=judge)
 
 
 @main.command()

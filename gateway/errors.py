@@ -94,6 +94,7 @@ CODES: Final[dict[str, Code]] = {
     "request_id_conflict": Code(409, False, "This request id was used with other content"),
     "request_in_progress": Code(409, True, "The first request with this id still runs"),
     "outcome_unknown": Code(409, False, "The gateway stopped during this call; it was not charged"),
+    "price_above_ceiling": Code(412, False, "The call may cost more than the signed ceiling"),
     # 413, 415, 429, 431: size and pace
     "body_too_large": Code(413, False, "The body is larger than this gateway takes"),
     "unsupported_media_type": Code(415, False, "The body has a type that is not accepted"),
@@ -102,6 +103,7 @@ CODES: Final[dict[str, Code]] = {
     # 5xx: us and the upstream
     "internal_error": Code(500, True, "Something went wrong here"),
     "upstream_error": Code(502, True, "The upstream failed; nothing was charged"),
+    "card_refused": Code(502, False, "The card provider refused to open a payment"),
     "upstream_wants_payment": Code(502, False, "The upstream itself asks for payment"),
     "dependency_unavailable": Code(503, True, "A part this needs is not reachable"),
     "upstream_timeout": Code(504, True, "The upstream did not answer in time; nothing was charged"),

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway.db import Tx
+from gateway.ledger.book import LotState
 from gateway.ledger.steps import NEVER, Answer, HoldRow, TransferRow
-from gateway.ledger.store import HOLD, TRANSFER, columns, hold_row, transfer_row
+from gateway.ledger.store import HOLD, LOT, TRANSFER, columns, hold_row, transfer_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,40 @@ async def statement(
         limit,
     )
     return [transfer_row(row) for row in rows]
+
+
+async def lots(tx: Tx, account_id: int, limit: int) -> Sequence[LotState]:
+    """An account's newest lots, with what truly remains of each.
+
+    What was spent since the last fold is not booked on the lots yet; it is taken off here in the
+    order in which the fold will take it.
+    """
+    unbooked: int = await tx.fetchval("SELECT pos - folded FROM account WHERE id = $1", account_id)
+    rows = await tx.fetch(
+        f"SELECT {columns(LOT)} FROM lot WHERE account_id = $1 AND state = 'live'"  # noqa: S608
+        " AND remaining_units > 0 ORDER BY expires_ms, id",
+        account_id,
+    )
+    left: dict[int, int] = {}
+    for row in rows:
+        part = min(unbooked, row["remaining_units"])
+        unbooked -= part
+        left[row["id"]] = row["remaining_units"] - part
+    newest = await tx.fetch(
+        f"SELECT {columns(LOT)} FROM lot WHERE account_id = $1 ORDER BY id DESC LIMIT $2",  # noqa: S608
+        account_id,
+        limit,
+    )
+    found = [LotState(**{name: row[name] for name in LOT}) for row in newest]
+    for lot in found:
+        lot.remaining_units = left.get(lot.id, lot.remaining_units)
+    return found
+
+
+async def minted_units(tx: Tx, lot_id: int) -> int | None:
+    """How many units a lot began with."""
+    units: int | None = await tx.fetchval("SELECT minted_units FROM lot WHERE id = $1", lot_id)
+    return units
 
 
 async def hold_by_id(tx: Tx, hold_id: int) -> HoldRow | None:

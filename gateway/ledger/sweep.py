@@ -43,15 +43,24 @@ async def note_open_holds(db: Database) -> int:
         return found
 
 
-async def renew(db: Database, hold: HoldRow, lease_ms: int) -> None:
-    """The live owner of a long call speaks for its hold again, until ``lease_ms``."""
+async def renew(db: Database, holds: Sequence[HoldRow], lease_ms: int) -> None:
+    """The live owner of long calls speaks for their holds again, for ``lease_ms`` from now.
+
+    Only holds that have lived for a third of their lease are written. One that was closed
+    meanwhile leaves a row behind that the sweeper clears.
+    """
+    if not holds:
+        return
     async with db.write() as tx:
-        await tx.execute(
+        now_ms = await tx.now_ms()
+        await tx.executemany(
             "INSERT INTO open_hold (hold_id, account_id, lease_ms) VALUES ($1, $2, $3)"
             " ON CONFLICT (hold_id) DO UPDATE SET lease_ms = excluded.lease_ms",
-            hold.id,
-            hold.account_id,
-            lease_ms,
+            [
+                (hold.id, hold.account_id, now_ms + lease_ms)
+                for hold in sorted(holds, key=lambda each: each.id)
+                if now_ms - hold.at_ms >= (hold.lease_ms - hold.at_ms) // 3
+            ],
         )
 
 

@@ -92,9 +92,12 @@ provider_event = sa.Table(
     sa.Column("provider", sa.Text, primary_key=True),
     sa.Column("event_id", sa.Text, primary_key=True),
     sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("payload", sa.Text, nullable=False),
-    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("payment_id", sa.Text),  # ours, where the message names it
+    sa.Column("intent", sa.Text),  # the provider's own name of the money it is about
+    sa.Column("facts", sa.Text, nullable=False),  # JSON list: what it said about that money
     sa.Column("at_ms", BIG, nullable=False),
+    sa.Index("ix_provider_event_payment_id", "payment_id"),
+    sa.Index("ix_provider_event_intent", "intent"),
 )
 
 # Keys of the offer tokens, shared by all nodes of the deployment.

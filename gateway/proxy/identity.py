@@ -53,9 +53,7 @@ async def identify(node: Node, method: str, target: Target, headers: Headers, no
         presented = decode(raw)
     for name, value in headers:
         if name == b"authorization" and is_our_key(value):
-            raise Problem(
-                "identity_unsupported", "Keys are not issued here yet: sign the request."
-            )
+            raise Problem("identity_unsupported", "Keys are not issued here yet: sign the request.")
     if signer is not None and presented is not None:
         payer = presented.authorization.from_
         if payer != signer.address:
@@ -117,16 +115,19 @@ def auth_problem(node: Node, method: str, target: Target, error: AuthError) -> P
     return problem
 
 
-def guard_of(caller: Caller, presented: Presented | None) -> ledger.Guard:
-    """What this request burns: the one-time value of the strongest proof it carries."""
-    if caller.signer is not None:
-        address, chain = caller.wallet or ("", "")
+def guard_of(node: Node, caller: Caller) -> ledger.Guard:
+    """What this request burns: the one-time value of the strongest proof it carries.
+
+    Beside a bare payment an Idempotency-Key is not an alias: it is signed by nobody, and as an id
+    of its own it would let one authorization stand for many calls.
+    """
+    if caller.signer is not None and caller.wallet is not None:
+        address, chain = caller.wallet
         principal = f"{chain}:{address}" if chain else address
-        return ledger.Guard(
-            principal, caller.signer.scheme, caller.signer.request_id, caller.alias
-        )
-    if presented is None:
+        return ledger.Guard(principal, caller.signer.scheme, caller.signer.request_id, caller.alias)
+    if caller.presented is None:
         raise ledger.LedgerFault("a request without a proof cannot be guarded")
-    auth = presented.authorization
-    # The alias of an unsigned header is bound to the payment only through the content hash.
-    return ledger.Guard(auth.from_, f"x402:{presented.network}", auth.nonce, caller.alias)
+    chain_settings = node.rails.chain_of(caller.presented)
+    asset = caller.presented.asset or chain_settings.network.usdc.address
+    auth = caller.presented.authorization
+    return ledger.Guard(auth.from_, f"x402:{chain_settings.caip2}:{asset}", auth.nonce)

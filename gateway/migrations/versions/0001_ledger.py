@@ -268,11 +268,14 @@ def upgrade() -> None:
         sa.Column("provider", sa.Text(), nullable=False),
         sa.Column("event_id", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
-        sa.Column("payload", sa.Text(), nullable=False),
-        sa.Column("outcome", sa.Text(), nullable=False),
+        sa.Column("payment_id", sa.Text(), nullable=True),
+        sa.Column("intent", sa.Text(), nullable=True),
+        sa.Column("facts", sa.Text(), nullable=False),
         sa.Column("at_ms", BIG, nullable=False),
         sa.PrimaryKeyConstraint("provider", "event_id", name=op.f("pk_provider_event")),
     )
+    op.create_index("ix_provider_event_payment_id", "provider_event", ["payment_id"], unique=False)
+    op.create_index("ix_provider_event_intent", "provider_event", ["intent"], unique=False)
     op.create_table(
         "request_alias",
         sa.Column("account_id", ID, autoincrement=False, nullable=False),

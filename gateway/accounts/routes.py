@@ -1,0 +1,151 @@
+"""Balance, statement and lots of the wallet that signs the request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway import ledger
+from gateway.errors import Problem
+from gateway.ledger import read
+from gateway.money import format_usd
+from gateway.node import Node
+from gateway.own import amount, answer, body_of, bound_caller, node_of
+
+_RECENT = 5
+_PAGE = 100
+_DAY_MS = 86_400_000
+
+
+async def balance(request: Request) -> Response:
+    """Total, available and held, lifetime sums, what expires next, the latest five lines."""
+    node = node_of(request)
+    caller, account_id = await bound_caller(request, await body_of(request))
+    wallet = caller.wallet[0] if caller.wallet is not None else ""
+    if account_id is None:
+        return answer(200, _empty(node, wallet))
+    # What is due lapses first, so that nobody is shown credits they cannot spend.
+    await node.writer.submit(ledger.Expire(account_id))
+    async with node.db.read() as tx:
+        seen = await read.account(tx, account_id)
+        lines = await read.statement(tx, account_id, _RECENT)
+        now_ms = await tx.now_ms()
+    if seen is None:
+        return answer(200, _empty(node, wallet))
+    return answer(200, _shown(node, wallet, seen, lines, now_ms))
+
+
+def _empty(node: Node, wallet: str) -> dict[str, Any]:
+    nothing = read.AccountView(0, 0, 0, 0, 0, 0, None, frozen=False)
+    return _shown(node, wallet, nothing, (), 0)
+
+
+def _shown(
+    node: Node,
+    wallet: str,
+    seen: read.AccountView,
+    lines: Any,
+    now_ms: int,
+) -> dict[str, Any]:
+    total = seen.available_units + seen.held_units
+    expiry = None
+    if seen.next_expiry_ms is not None:
+        expiry = {
+            "at_ms": seen.next_expiry_ms,
+            "days": max(seen.next_expiry_ms - now_ms, 0) // _DAY_MS,
+        }
+    return {
+        "wallet": wallet,
+        **amount(node, "total", total),
+        **amount(node, "available", seen.available_units),
+        **amount(node, "held", seen.held_units),
+        **amount(node, "debt", seen.debt_units),
+        "usd": format_usd(total),
+        "per_usd": node.settings.credits.per_usd,
+        "lifetime_added_units": seen.added_units,
+        "lifetime_spent_units": seen.spent_units,
+        "next_expiry": expiry,
+        "frozen": seen.frozen,
+        "recent": [line_of(node, line) for line in lines],
+    }
+
+
+def line_of(node: Node, line: ledger.TransferRow) -> dict[str, Any]:
+    """One line of a statement: signed amount, and the balance after it."""
+    sign = 1 if line.credit == line.account_id else -1
+    return {
+        "id": line.id,
+        "kind": line.kind,
+        **amount(node, "amount", sign * line.amount_units),
+        **amount(node, "balance", line.balance_units),
+        "reason": line.reason,
+        "at_ms": line.at_ms,
+    }
+
+
+async def transactions(request: Request) -> Response:
+    """The statement, newest first; ``?cursor=`` goes on behind the last line seen."""
+    node = node_of(request)
+    _, account_id = await bound_caller(request, await body_of(request))
+    limit = _number(request, "limit", _PAGE, most=1_000)
+    cursor = _number(request, "cursor", 0, most=2**62)
+    lines: Any = ()
+    if account_id is not None:
+        async with node.db.read() as tx:
+            lines = await read.statement(tx, account_id, limit, cursor or None)
+    more = len(lines) == limit and lines[-1].prev_id != 0
+    return answer(
+        200,
+        {
+            "transactions": [line_of(node, line) for line in lines],
+            "next_cursor": lines[-1].id if more else None,
+        },
+    )
+
+
+def _number(request: Request, name: str, default: int, *, most: int) -> int:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 19 or not 1 <= int(text) <= most:
+        raise Problem("invalid_request", f"{name} is a number from 1 to {most}.")
+    return int(text)
+
+
+async def lots(request: Request) -> Response:
+    """Where the credits came from and when they expire."""
+    node = node_of(request)
+    _, account_id = await bound_caller(request, await body_of(request))
+    rows: Any = ()
+    if account_id is not None:
+        await node.writer.submit(ledger.Expire(account_id))
+        async with node.db.read() as tx:
+            rows = await read.lots(tx, account_id, _PAGE)
+    return answer(
+        200,
+        {
+            "lots": [
+                {
+                    "id": row.id,
+                    "source": row.source,
+                    "payment_id": row.payment_id,
+                    "payer": row.payer,
+                    **amount(node, "minted", row.minted_units),
+                    **amount(node, "remaining", row.remaining_units),
+                    "expires_at_ms": None if row.expires_ms >= ledger.NEVER else row.expires_ms,
+                    "state": row.state,
+                }
+                for row in rows
+            ]
+        },
+    )
+
+
+ROUTES = [
+    Route("/farebox/v1/credits/balance", balance, methods=["GET", "POST"]),
+    Route("/farebox/v1/credits/transactions", transactions, methods=["GET"]),
+    Route("/farebox/v1/credits/lots", lots, methods=["GET"]),
+]

@@ -1,0 +1,308 @@
+"""The gateway as one ASGI application, and the process that serves it.
+
+Farebox's own paths are a Starlette application; everything else goes to the priced routes as raw
+ASGI, without a framework in between. Both stand behind one edge (``middleware.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+
+from chain import tokens
+from chain.errors import ChainError
+from chain.rpc import Rpc
+from gateway import ledger, work
+from gateway.accounts import routes as account_routes
+from gateway.db import Database, DatabaseUnavailable
+from gateway.errors import Problem
+from gateway.middleware import edge
+from gateway.migrations.run import migrate
+from gateway.node import Behind, Node, unavailable
+from gateway.observe import log, set_up
+from gateway.own import NODE, node_of, now_s
+from gateway.payments import card, offers, stripe
+from gateway.payments import routes as payment_routes
+from gateway.payments.rails import Rails
+from gateway.proxy import cors, free, leases, paid
+from gateway.proxy import routes as request_routes
+from gateway.proxy.client import UpstreamClient, parse_origin
+from gateway.proxy.routes_table import MethodNotAllowed, compile_routes, is_reserved
+from gateway.proxy.routes_table import Route as PricedRoute
+from gateway.proxy.target import from_scope
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+class BadToken(Exception):  # noqa: N818
+    """A configured token is not what the table says: signatures for it would be worthless."""
+
+
+async def open_node(settings: Settings) -> Node:
+    """Connect to everything and bring the schema up to date.
+
+    Raises ``DatabaseUnavailable``, ``NewerDatabase`` and ``BadToken``. A chain that cannot be
+    reached does not keep the gateway from starting: purchases there are 503 until it can.
+    """
+    db = await Database.connect(settings.server.database)
+    try:
+        await migrate(db)
+        keys = await offers.load_keys(db)
+        writer = await ledger.Writer.start(db)
+    except BaseException:
+        await db.close()
+        raise
+    rpcs = {
+        chain.caip2: Rpc(chain.network, chain.rpc, timeout_s=chain.rpc_timeout_s)
+        for chain in settings.chains
+    }
+    cards = None
+    if settings.stripe.secret_key is not None:
+        client = stripe.connect(
+            settings.stripe.secret_key.get_secret_value(), api_base=settings.stripe.api_base
+        )
+        cards = card.Cards(settings, db, client)
+    node = Node(
+        settings=settings,
+        db=db,
+        writer=writer,
+        rails=Rails(settings, db, keys, rpcs, {caip2: asyncio.Lock() for caip2 in rpcs}),
+        routes=compile_routes(settings.upstreams),
+        upstreams={
+            upstream.name: Behind(
+                upstream,
+                parse_origin(upstream.url),
+                tuple(
+                    (name.lower().encode(), secret.get_secret_value().encode())
+                    for name, secret in upstream.inject
+                ),
+            )
+            for upstream in settings.upstreams
+        },
+        client=UpstreamClient(),
+        cards=cards,
+    )
+    try:
+        await _check_tokens(node)
+    except BaseException:
+        await close_node(node)
+        raise
+    return node
+
+
+async def _check_tokens(node: Node) -> None:
+    """Refuse to serve when a token's own name, version or decimals are not the table's."""
+    for chain in node.settings.chains:
+        rpc = node.rails.rpcs[chain.caip2]
+        for asset in chain.network.assets:
+            try:
+                token = await tokens.read_token(rpc, asset)
+            except ChainError as error:
+                log.warning("%s cannot be asked about %s now: %s", chain.name, asset.symbol, error)
+                continue
+            faults = tokens.token_faults(chain.network, asset, token)
+            if faults:
+                raise BadToken("; ".join(faults))
+
+
+async def close_node(node: Node) -> None:
+    """Finish what is queued and close every connection."""
+    node.stopping.set()
+    await node.writer.stop()
+    await node.client.close()
+    for rpc in node.rails.rpcs.values():
+        await rpc.close()
+    if node.cards is not None:
+        await stripe.close(node.cards.client)
+    await node.db.close()
+
+
+@asynccontextmanager
+async def closing(node: Node) -> AsyncIterator[None]:
+    """Close the node at the end of the block."""
+    try:
+        yield
+    finally:
+        await close_node(node)
+
+
+async def healthz(request: Request) -> Response:
+    """The process is alive. Says nothing of what it depends on."""
+    return JSONResponse({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    """Whether requests can be served now: the database answers and the writer lives.
+
+    A chain that does not answer is reported and does not make the gateway unready: only
+    purchases on it are refused.
+    """
+    node = node_of(request)
+    checks: dict[str, str] = {"writer": "ok" if node.writer.alive else "stopped"}
+    try:
+        await now_s(node)
+        checks["database"] = "ok"
+    except DatabaseUnavailable:
+        checks["database"] = "unreachable"
+    ready = all(state == "ok" for state in checks.values())
+    for caip2, rpc in node.rails.rpcs.items():
+        try:
+            await rpc.check_chain_id()
+            checks[caip2] = "ok"
+        except ChainError as error:
+            checks[caip2] = error.code
+            ready = ready and error.code != "rpc_wrong_chain"
+    return JSONResponse(
+        {"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503
+    )
+
+
+def build(node: Node) -> ASGIApp:
+    """The application for an open node."""
+    own = Router(
+        [
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            *account_routes.ROUTES,
+            *payment_routes.ROUTES,
+            *request_routes.ROUTES,
+        ]
+    )
+    return edge(_Front(node, own), max_headers_bytes=node.settings.server.max_headers_bytes)
+
+
+class _Front:
+    """Our own paths to Starlette, everything else to the priced routes."""
+
+    def __init__(self, node: Node, own: ASGIApp) -> None:
+        self._node = node
+        self._own = own
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        target = from_scope(scope)
+        headers = scope["headers"]
+        method: str = scope["method"]
+        ours = is_reserved(target.decoded)
+        if cors.is_preflight(method, headers):
+            methods = ("GET", "POST") if ours else self._node.routes.methods(target.decoded)
+            await _preflight(methods, headers, send)
+        elif ours:
+            await self._ours(scope, receive, send)
+        else:
+            await self._priced(scope, target, receive, send)
+
+    async def _ours(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[NODE] = self._node
+        scope["app"] = self  # with it the router raises instead of answering in its own words
+        try:
+            await self._own(scope, receive, send)
+        except HTTPException as error:
+            if error.status_code == 405:
+                raise Problem(
+                    "method_not_allowed", "Not with this method.", headers=error.headers
+                ) from None
+            raise Problem("not_found", "There is nothing here.") from None
+        except (DatabaseUnavailable, ChainError) as error:
+            raise unavailable(error) from error
+
+    async def _priced(self, scope: Scope, target: Any, receive: Receive, send: Send) -> None:
+        node, method = self._node, scope["method"]
+        route = node.routes.match(method, target.decoded)
+        if isinstance(route, MethodNotAllowed):
+            raise Problem(
+                "method_not_allowed",
+                f"{method[:20]} is not offered here.",
+                headers={"Allow": ", ".join(route.allow)},
+            )
+        if not isinstance(route, PricedRoute):
+            raise Problem("not_found", "There is no such route.")
+        if route.free:
+            await free.serve(node, route, target, scope, receive, send)
+            return
+        try:
+            now = await now_s(node)
+        except DatabaseUnavailable as error:
+            raise unavailable(error) from error
+        request = paid.Request(route, method, target, scope["headers"], now)
+        await paid.serve(node, request, receive, send)
+
+
+async def _preflight(methods: Any, headers: Any, send: Send) -> None:
+    if not methods:
+        raise Problem("not_found", "There is no such route.")
+    fields = cors.preflight_headers(methods, headers)
+    await send({"type": "http.response.start", "status": 204, "headers": fields})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def serve(settings: Settings, *, as_json: bool = False) -> None:
+    """``farebox serve``: until it is told to stop. Raises ``OSError`` if the port is in use."""
+    set_up(settings.server.log_level)
+    sock = _bind(settings)
+    asyncio.run(_serve(settings, sock, as_json=as_json))
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """Take the port before anything else, so that a second gateway says so at once."""
+    listen = settings.server.listen
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((listen.host, listen.port))
+    return sock
+
+
+async def _serve(settings: Settings, sock: socket.socket, *, as_json: bool) -> None:
+    import uvicorn
+
+    from gateway.proxy import wire
+
+    node = await open_node(settings)
+    async with closing(node):
+        config = uvicorn.Config(
+            build(node),
+            http=wire.protocol(),
+            ws="none",
+            lifespan="off",
+            loop="uvloop",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=True,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=settings.server.stop_s,
+        )
+        server = uvicorn.Server(config)
+        tasks = [asyncio.create_task(leases.renewing(node))]
+        if settings.server.work:
+            tasks.append(asyncio.create_task(work.loop(node)))
+        _announce(settings, as_json=as_json)
+        try:
+            await server.serve(sockets=[sock])
+        finally:
+            node.stopping.set()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _announce(settings: Settings, *, as_json: bool) -> None:
+    """One line that says it is there; for programs as JSON."""
+    url = settings.server.public_url
+    if as_json:
+        line = json.dumps({"ready": True, "url": url, "listen": str(settings.server.listen)})
+        print(line, flush=True)  # noqa: T201  (the command's own output)
+    else:
+        log.info("Farebox is at %s", url)

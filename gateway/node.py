@@ -1,0 +1,87 @@
+"""The parts of one running process, made once and handed to whoever needs them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from chain.errors import Rejected
+from gateway import ledger
+from gateway.accounts import wallets
+from gateway.db import Database, DatabaseUnavailable
+from gateway.errors import Problem
+from gateway.payments.card import Cards
+from gateway.payments.rails import Rails
+from gateway.proxy.client import Origin, UpstreamClient
+from gateway.proxy.routes_table import RouteTable
+from gateway.settings import Settings, Upstream
+
+_REMEMBERED_WALLETS = 100_000
+ERC1271_GAS = 300_000
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """An upstream as calls need it: its settings, where it is, and what is set on the way up."""
+
+    settings: Upstream
+    origin: Origin
+    inject: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+
+
+@dataclass(slots=True)
+class Node:
+    """Everything a request can need. Immutable but for what is said to change."""
+
+    settings: Settings
+    db: Database
+    writer: ledger.Writer
+    rails: Rails
+    routes: RouteTable
+    upstreams: Mapping[str, Behind]
+    client: UpstreamClient
+    cards: Cards | None
+    # Wallet to account, which never changes once it exists. Bounded, oldest out.
+    accounts: OrderedDict[tuple[str, str], int] = field(default_factory=OrderedDict)
+    # Holds of calls in flight, whose leases this process renews (gateway/proxy/leases.py).
+    in_flight: dict[int, ledger.HoldRow] = field(default_factory=dict)
+    # Set when the process has been told to stop.
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def account_of(self, address: str, chain: str) -> int | None:
+        """The account of a wallet; None if it has none yet."""
+        known = self.accounts.get((address, chain))
+        if known is None:
+            async with self.db.read() as tx:
+                known = await wallets.find(tx, address, chain)
+            if known is not None:
+                self.remember(address, chain, known)
+        return known
+
+    def remember(self, address: str, chain: str, account_id: int) -> None:
+        """Keep a wallet's account, so that the next request does not ask the database."""
+        self.accounts[address, chain] = account_id
+        if len(self.accounts) > _REMEMBERED_WALLETS:
+            self.accounts.popitem(last=False)
+
+    async def eth_call(self, caip2: str, to: str, data: bytes) -> bytes:
+        """``wallet_auth.Call``: ask a contract wallet whether a signature is its own."""
+        rpc = self.rails.rpcs.get(caip2)
+        if rpc is None:
+            raise LookupError(caip2)
+        try:
+            return await rpc.eth_call(to, data, gas=ERC1271_GAS)
+        except Rejected:
+            return b""  # many wallets revert instead of answering no
+
+
+def unavailable(error: Exception) -> Problem:
+    """The answer when a part this needs does not answer: nothing happened, ask again."""
+    what = "The database" if isinstance(error, DatabaseUnavailable) else "The chain"
+    return Problem(
+        "dependency_unavailable",
+        f"{what} cannot be reached right now; nothing was charged.",
+        headers={"Retry-After": "2"},
+    )

@@ -1,0 +1,112 @@
+"""What the gateway's own endpoints share: JSON in and out, and who may ask."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.errors import NextAction, Problem
+from gateway.middleware import read_body
+from gateway.money import format_credits
+from gateway.node import Node
+from gateway.proxy.identity import Caller, auth_problem, identify
+from gateway.proxy.target import Target, from_scope
+from gateway.strict import json_object
+from wallet_auth import AuthError, check_body
+
+MAX_OWN_BODY_BYTES: Final = 64 * 1024
+NODE: Final = "farebox.node"  # where the front puts the node in the ASGI scope
+
+
+def node_of(request: Request) -> Node:
+    node: Node = request.scope[NODE]
+    return node
+
+
+async def body_of(request: Request) -> bytes:
+    """The whole body, at most 64 KiB. Raises ``Problem("body_too_large")``."""
+    return await read_body(request.receive, request.scope["headers"], MAX_OWN_BODY_BYTES)
+
+
+def object_of(body: bytes, known: frozenset[str]) -> dict[str, Any]:
+    """A JSON object with no members but ``known``. Raises ``Problem("invalid_request")``."""
+    try:
+        value = json_object(body) if body.strip() else {}
+    except ValueError as error:
+        raise Problem("invalid_request", f"The body is {error}.") from None
+    unknown = sorted(value.keys() - known)
+    if unknown:
+        raise Problem(
+            "invalid_request",
+            f"Unknown member {unknown[0][:60]!r}; known are {', '.join(sorted(known))}.",
+        )
+    return value
+
+
+async def caller_of(request: Request, body: bytes) -> Caller:
+    """Who signed or pays; nobody is allowed too. Raises ``Problem`` for a proof that fails."""
+    node = node_of(request)
+    target = from_scope(request.scope)
+    caller = await identify(
+        node, request.method, target, request.scope["headers"], await now_s(node)
+    )
+    _check_digest(node, request, target, caller, body)
+    return caller
+
+
+async def bound_caller(request: Request, body: bytes) -> tuple[Caller, int | None]:
+    """A caller with a bound identity and its account (None: it never had credits).
+
+    A payment proves a payer, not a login: it opens nothing here.
+    """
+    node = node_of(request)
+    caller = await caller_of(request, body)
+    if caller.wallet is None:
+        raise Problem(
+            "identity_required",
+            "Sign this request with the wallet it is about (ERC-8128).",
+            headers={"WWW-Authenticate": 'Signature realm="farebox"'},
+            next_actions=[
+                NextAction(
+                    request.method,
+                    node.settings.server.public_url + from_scope(request.scope).raw.decode("ascii"),
+                    "the same request with Signature-Input and Signature (ERC-8128), covering "
+                    "@authority, @method, @path, and content-digest if there is a body",
+                )
+            ],
+        )
+    return caller, await node.account_of(*caller.wallet)
+
+
+def _check_digest(
+    node: Node, request: Request, target: Target, caller: Caller, body: bytes
+) -> None:
+    if caller.signer is None:
+        return
+    try:
+        check_body(caller.signer, body)
+    except AuthError as error:
+        raise auth_problem(node, request.method, target, error) from None
+
+
+async def now_s(node: Node) -> int:
+    """The clock that decides: the database's."""
+    async with node.db.read() as tx:
+        return await tx.now_ms() // 1000
+
+
+def amount(node: Node, name: str, units: int) -> dict[str, Any]:
+    """An amount as every object shows it: credits as text, and the exact units."""
+    return {
+        name: format_credits(units, node.settings.credits.per_usd),
+        f"{name}_units": units,
+    }
+
+
+def answer(status: int, value: object, headers: dict[str, str] | None = None) -> Response:
+    """A JSON answer for its asker alone."""
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(value, status, {"Cache-Control": "no-store", **(headers or {})})

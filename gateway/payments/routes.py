@@ -1,0 +1,172 @@
+"""Buying credits, asking after a payment, and Stripe's messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from chain.eth import is_address
+from gateway.db import DatabaseUnavailable
+from gateway.errors import Problem
+from gateway.ledger import read
+from gateway.node import Node, unavailable
+from gateway.own import amount, answer, body_of, caller_of, node_of, now_s, object_of
+from gateway.payments import card, challenge, journal, offers, purchase, x402
+from gateway.payments.rails import content_hash
+from gateway.proxy import replies
+from gateway.proxy.target import from_scope
+
+_PURCHASE = frozenset(("amount_usd", "credits", "wallet_address", "payment_method", "request_id"))
+_CARD = frozenset(("amount_usd", "credits", "wallet_address"))
+
+
+async def buy(request: Request) -> Response:
+    """``POST v1/credits/purchase``: pay over x402 and get credits, or ask how to."""
+    node = node_of(request)
+    body = await body_of(request)
+    wanted = object_of(body, _PURCHASE)
+    units = purchase.amount_of(node.settings, wanted)
+    method = wanted.get("payment_method", "x402")
+    if method == "card":
+        return await _card(node, wanted, units)
+    if method != "x402":
+        raise Problem("invalid_request", 'payment_method is "x402" or "card".')
+    caller = await caller_of(request, body)
+    target = from_scope(request.scope)
+    asked = offers.Asked("POST", target.raw, 0)
+    now = await now_s(node)
+    if caller.presented is None:
+        raise challenge.for_credits(node.settings, node.rails.keys, asked, now, units)
+    recipient = _wallet(wanted) if "wallet_address" in wanted else None
+    payer = caller.presented.authorization.from_
+    if recipient is not None and recipient != payer:
+        raise Problem(
+            "payer_mismatch",
+            f"The credits are for {recipient} and the payment is from {payer}: credits go to the "
+            "wallet that pays.",
+        )
+    # What was asked for, not its spelling: a repeat may order its members differently.
+    content = content_hash(b"credits/purchase", str(units).encode(), payer.encode())
+    came = x402.CameWith(asked, offers.CREDITS, content)
+    try:
+        paid = await x402.pay(node.rails, caller.presented, came)
+    except Problem as refusal:
+        raise _refused(node, asked, now, units, caller.presented, refusal) from None
+    return await _bought(node, asked, now, units, caller.presented, paid)
+
+
+def _refused(  # noqa: PLR0917
+    node: Node,
+    asked: offers.Asked,
+    now: int,
+    units: int,
+    presented: Any,
+    refusal: Problem,
+) -> Problem:
+    if refusal.meaning.status != 402:
+        return refusal
+    problem = challenge.for_credits(
+        node.settings, node.rails.keys, asked, now, units, refusal=refusal
+    )
+    for name, value in replies.refusal_headers(presented, refusal):
+        problem.headers[name] = value
+    return problem
+
+
+async def _bought(  # noqa: PLR0917
+    node: Node,
+    asked: offers.Asked,
+    now: int,
+    units: int,
+    presented: Any,
+    paid: x402.Paid,
+) -> Response:
+    payment = paid.payment
+    if payment.state == "failed":
+        failure = Problem(
+            payment.error_code or "settlement_failed", payment.error_detail or "It failed."
+        )
+        raise _refused(node, asked, now, units, presented, failure)
+    if payment.state != "succeeded":
+        raise replies.pending(node, payment, status=202)
+    view = await _view(node, payment)
+    account_id = await node.account_of(payment.recipient or "", payment.recipient_chain)
+    if account_id is not None:
+        async with node.db.read() as tx:
+            seen = await read.account(tx, account_id)
+        if seen is not None:
+            view |= amount(node, "balance", seen.available_units)
+    headers = dict(replies.payment_receipt(node, payment).headers)
+    if paid.repeat:
+        headers["Farebox-Replayed"] = "true"
+    return answer(200, {"success": True, **view}, headers)
+
+
+async def _view(node: Node, payment: journal.Payment) -> dict[str, Any]:
+    minted = None
+    if payment.lot_id is not None:
+        async with node.db.read() as tx:
+            minted = await read.minted_units(tx, payment.lot_id)
+    return purchase.shown(node.settings, payment, minted)
+
+
+def _wallet(wanted: dict[str, Any]) -> str:
+    wallet = wanted.get("wallet_address")
+    if not isinstance(wallet, str) or not is_address(wallet):
+        raise Problem("invalid_request", "wallet_address is 0x and 40 hex digits.")
+    return wallet.lower()
+
+
+async def _card(node: Node, wanted: dict[str, Any], units: int) -> Response:
+    if node.cards is None:
+        raise Problem("not_found", "Cards are not switched on here.")
+    payment = await card.start(node.cards, units, _wallet(wanted))
+    return answer(
+        200,
+        {
+            **purchase.shown(node.settings, payment, None),
+            "checkout_url": payment.external_url,
+            "status_url": f"{node.settings.server.public_url}/farebox/v1/payments/{payment.id}",
+        },
+    )
+
+
+async def card_checkout(request: Request) -> Response:
+    """``POST v1/card/checkout``: a Checkout page that pays credits to a wallet."""
+    node = node_of(request)
+    wanted = object_of(await body_of(request), _CARD)
+    return await _card(node, wanted, purchase.amount_of(node.settings, wanted))
+
+
+async def payment_state(request: Request) -> Response:
+    """``GET v1/payments/{id}``: the id is long and random, and known to whoever paid."""
+    node = node_of(request)
+    async with node.db.read() as tx:
+        payment = await journal.by_id(tx, request.path_params["payment_id"])
+    if payment is None:
+        raise Problem("not_found", "There is no such payment.")
+    return answer(200, await _view(node, payment))
+
+
+async def stripe_webhook(request: Request) -> Response:
+    """``POST webhooks/stripe``: 200 only once what it says is durable."""
+    node = node_of(request)
+    if node.cards is None:
+        raise Problem("not_found", "Cards are not switched on here.")
+    payload = await body_of(request)
+    try:
+        outcome = await card.webhook(node.cards, payload, request.headers.get("stripe-signature"))
+    except DatabaseUnavailable as error:
+        raise unavailable(error) from error
+    return answer(200, {"received": True, "outcome": outcome})
+
+
+ROUTES = [
+    Route("/farebox/v1/credits/purchase", buy, methods=["POST"]),
+    Route("/farebox/v1/card/checkout", card_checkout, methods=["POST"]),
+    Route("/farebox/v1/payments/{payment_id}", payment_state, methods=["GET"]),
+    Route("/farebox/webhooks/stripe", stripe_webhook, methods=["POST"]),
+]

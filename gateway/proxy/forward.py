@@ -1,0 +1,250 @@
+"""The call itself: forward under a hold, capture what was used or void, and only then answer.
+
+The capture is committed before the last byte of the answer leaves; for an answer short enough to
+be kept in memory before the first one. So every answer a caller has whole is in the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway import ledger
+from gateway.db import CommitUnknown, DatabaseUnavailable
+from gateway.errors import Problem
+from gateway.money import format_credits
+from gateway.node import Behind, Node, unavailable
+from gateway.proxy import cors, headers, leases, replies
+from gateway.proxy.routes_table import Route, upstream_target
+from gateway.proxy.target import Target
+from gateway.proxy.upstream import Answer, Timeouts, open_upstream
+from wallet_auth import Signer
+
+Send = Callable[[Any], Awaitable[None]]
+Fields = Sequence[tuple[bytes, bytes]]
+# Never stored with an answer: it would be given to whoever repeats the request.
+_NOT_STORED = frozenset((b"set-cookie", b"content-length", b"date", b"server"))
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """The caller's request as it goes up: the same raw bytes that were priced and signed."""
+
+    route: Route
+    target: Target
+    headers: Fields
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """The right to run a call once: its hold, who it is for, and the payment that came with it."""
+
+    hold: ledger.HoldRow
+    balance: ledger.Balance
+    signer: Signer | None
+    receipt: replies.Receipt | None
+
+
+async def run(node: Node, incoming: Incoming, ticket: Ticket, send: Send) -> None:
+    """Run a call that is held and answer it. Whatever happens, the hold ends here."""
+    call = _Call(node, ticket, send)
+    with leases.keep(node, ticket.hold):
+        try:
+            async with _open(node, incoming, ticket) as answer:
+                await call.relay(answer)
+        except Problem as problem:
+            await call.failed(problem)
+        except BaseException:
+            # A fault of ours or a cancelled task: nothing was delivered whole, so nothing is
+            # charged. If even this cannot be written the sweeper does it.
+            await call.void("gateway_error", None)
+            raise
+
+
+def _open(node: Node, incoming: Incoming, ticket: Ticket) -> open_upstream:
+    route = incoming.route
+    behind = node.upstreams[route.upstream]
+    ours = [
+        (b"farebox-auth", b"bound" if ticket.signer is not None else b"payment"),
+        (b"farebox-request-id", ticket.hold.request_id.encode("latin-1")),
+    ]
+    if ticket.signer is not None:
+        ours.append((b"farebox-wallet", ticket.signer.address.encode()))
+        ours.append((b"farebox-account", str(ticket.hold.account_id).encode()))
+    elif ticket.receipt is not None:
+        ours.append((b"farebox-payer", (ticket.receipt.payment.payer or "").encode()))
+    return open_upstream(
+        node.client,
+        behind.origin,
+        ticket.hold.method,
+        upstream_target(route, behind.origin.base_path, incoming.target),
+        headers=headers.request_headers(
+            incoming.headers,
+            host=behind.origin.authority,
+            ours=ours,
+            inject=behind.inject,
+            signature_is_ours=ticket.signer is not None,
+        ),
+        body=incoming.body,
+        timeouts=timeouts_of(node, behind, route),
+    )
+
+
+def timeouts_of(node: Node, behind: Behind, route: Route) -> Timeouts:
+    """A route's own limit, else its upstream's, else the gateway's."""
+    server = node.settings.server
+    total_s = route.timeout_s or behind.settings.timeout_s or server.upstream_timeout_s
+    return Timeouts(
+        connect_s=behind.settings.connect_timeout_s or server.upstream_connect_timeout_s,
+        first_byte_s=total_s,
+        idle_s=total_s,
+        total_s=total_s,
+    )
+
+
+class _Call:
+    """One call under a hold, from the upstream's head to the end of the hold."""
+
+    def __init__(self, node: Node, ticket: Ticket, send: Send) -> None:
+        self._node = node
+        self._ticket = ticket
+        self._send = send
+        self._started = False
+
+    async def relay(self, answer: Answer) -> None:
+        """Pass an upstream's answer on, charged if it counts as success."""
+        if answer.status == 402:
+            raise Problem("upstream_wants_payment", "The upstream itself asks for payment.")
+        if answer.status >= 500:
+            raise Problem(
+                "upstream_error",
+                f"The upstream answered {answer.status}.",
+                members={"upstream_status": answer.status},
+            )
+        limit = self._node.settings.server.buffer_answer_bytes
+        body, whole = await answer.read(limit)
+        if whole and len(body) <= limit:
+            await self._whole(answer, body)
+        else:
+            await self._streamed(answer, body, whole=whole)
+
+    async def _whole(self, answer: Answer, body: bytes) -> None:
+        """Short enough: the charge is durable before the first byte leaves."""
+        reason = _not_charged(answer.status)
+        fields = headers.response_headers(answer.headers, private=True)
+        stored = ledger.Answer(answer.status, _storable(fields), body)
+        closed = await self._close(reason, stored)
+        length = len(body)
+        if self._ticket.hold.method == "HEAD" and answer.content_length is not None:
+            length = answer.content_length
+        fields += self._receipt(closed)
+        if not (answer.status in (204, 304) or 100 <= answer.status < 200):
+            fields.append((b"content-length", str(length).encode()))
+        await self._start(answer.status, fields)
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _streamed(self, answer: Answer, first: bytes, *, whole: bool) -> None:
+        """Too long to keep: it starts under the durable hold and its last piece waits for the
+        charge. The caller who hangs up meanwhile is charged what the upstream did."""
+        fields = headers.response_headers(
+            answer.headers, private=True, length=answer.content_length
+        )
+        per_usd = self._node.settings.credits.per_usd
+        hold = self._ticket.hold
+        fields += _encoded(
+            (
+                ("Farebox-Request-Id", hold.request_id),
+                ("Farebox-Held", format_credits(hold.max_units, per_usd)),
+                *self._paid_from(),
+            )
+        )
+        await self._start(answer.status, fields)
+        last = first
+        if not whole:
+            async for piece in answer.chunks():
+                await self._send({"type": "http.response.body", "body": last, "more_body": True})
+                last = piece
+        stored = ledger.Answer(answer.status, _storable(fields), None)
+        await self._close(_not_charged(answer.status), stored)
+        await self._send({"type": "http.response.body", "body": last})
+
+    async def failed(self, problem: Problem) -> None:
+        """The upstream failed (or we did, with an answer for it): not charged, and said so."""
+        if self._started:
+            # Part of the answer is out. Cut it, so that the caller does not take it for whole.
+            await self.void(problem.code, None)
+            raise problem
+        hold = self._ticket.hold
+        body = json.dumps(problem.body(hold.request_id)).encode()
+        kind = (("content-type", "application/problem+json"), ("cache-control", "private"))
+        closed = await self.void(problem.code, ledger.Answer(problem.status, kind, body))
+        fields = _encoded(kind) + self._receipt(closed)
+        fields += _encoded(tuple(problem.headers.items()))
+        fields.append((b"content-length", str(len(body)).encode()))
+        await self._start(problem.status, fields)
+        head_only = hold.method == "HEAD"
+        await self._send({"type": "http.response.body", "body": b"" if head_only else body})
+
+    async def void(self, reason: str, answer: ledger.Answer | None) -> ledger.Closed | None:
+        """End the hold without a charge. None: it cannot be written now, the sweeper will."""
+        try:
+            return await self._submit(ledger.Close(self._ticket.hold, 0, reason, answer))
+        except (DatabaseUnavailable, CommitUnknown, Problem):
+            return None
+
+    async def _close(self, reason: str | None, answer: ledger.Answer) -> ledger.Closed:
+        """Capture, or void for ``reason``. Raises ``Problem`` if the charge is not durable."""
+        hold = self._ticket.hold
+        amount = hold.max_units if reason is None else 0
+        try:
+            return await self._submit(ledger.Close(hold, amount, reason, answer))
+        except (DatabaseUnavailable, CommitUnknown) as error:
+            raise unavailable(error) from error
+
+    async def _submit(self, step: ledger.Close) -> ledger.Closed:
+        outcome = await self._node.writer.submit(step)
+        if isinstance(outcome, ledger.Closed):
+            return outcome
+        # Our lease was over and the sweeper voided the hold: what was done is not charged, and
+        # what is not charged is not delivered as if it were.
+        raise Problem("outcome_unknown", "The call took longer than its hold lasted.")
+
+    def _receipt(self, closed: ledger.Closed | None) -> list[tuple[bytes, bytes]]:
+        charged = closed.transfer.amount_units if closed is not None else 0
+        balance = closed.balance if closed is not None else self._ticket.balance
+        pairs = replies.charge_headers(
+            self._node, self._ticket.hold, charged, balance.available_units
+        )
+        return _encoded((*pairs, *self._paid_from()))
+
+    def _paid_from(self) -> tuple[tuple[str, str], ...]:
+        receipt = self._ticket.receipt
+        if receipt is None:
+            return (("Farebox-Paid-From", "credits"),)
+        return (("Farebox-Paid-From", "settlement"), *receipt.headers)
+
+    async def _start(self, status: int, fields: list[tuple[bytes, bytes]]) -> None:
+        self._started = True
+        await self._send(
+            {"type": "http.response.start", "status": status, "headers": cors.expose(fields)}
+        )
+
+
+def _not_charged(status: int) -> str | None:
+    """Why an answer is not charged; None for success. Redirects are answers like others."""
+    return None if status < 400 else f"upstream_status_{status}"
+
+
+def _storable(fields: list[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, value in fields
+        if name not in _NOT_STORED and not name.startswith((b"farebox-", b"payment-", b"x-payment"))
+    )
+
+
+def _encoded(pairs: tuple[tuple[str, str], ...]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in pairs]

@@ -1,0 +1,268 @@
+"""The paid route: who, how much, hold, upstream, capture.
+
+    identify -> body against its digest -> quote -> pay if a payment came -> hold and burn the id
+    -> forward -> capture or void -> answer
+
+Refusals before the hold burn nothing: the same request may be sent again. Everything after it is
+final and stored: the same request gets the same answer, and no second charge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from chain.errors import ChainError
+from gateway import ledger
+from gateway.db import CommitUnknown, DatabaseUnavailable
+from gateway.errors import Problem
+from gateway.middleware import read_body
+from gateway.money import format_usd, parse_usd
+from gateway.node import Node, unavailable
+from gateway.payments import challenge, offers, x402
+from gateway.payments.rails import content_hash
+from gateway.payments.wire import Presented
+from gateway.pricing.quote import PriceRequest, Quote, quote
+from gateway.proxy import forward, replies
+from gateway.proxy.identity import Caller, Headers, auth_problem, guard_of, identify
+from gateway.proxy.routes_table import Route
+from gateway.proxy.target import Target
+from wallet_auth import AuthError, check_body
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+# What of a request's headers decides what is asked, beside its body: RFC 9110 representation data
+# and the caller's own conditions.
+_ASKING = (b"content-type", b"content-encoding", b"farebox-max", b"farebox-run", b"farebox-quote")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request to a priced route, as far as it has been read."""
+
+    route: Route
+    method: str
+    target: Target
+    headers: Headers
+    now_s: int
+
+
+async def serve(node: Node, request: Request, receive: Receive, send: Send) -> None:
+    """Answer a request to a priced route. Raises ``Problem`` for every refusal."""
+    caller = await identify(node, request.method, request.target, request.headers, request.now_s)
+    if caller.signer is None and caller.presented is None:
+        raise _challenge(node, request, _quote(request, None))
+    body = await read_body(receive, request.headers, node.settings.server.max_body_bytes)
+    if caller.signer is not None:
+        try:
+            check_body(caller.signer, body)
+        except AuthError as error:
+            raise auth_problem(node, request.method, request.target, error) from None
+    price = _quote(request, body)
+    _within_ceiling(caller, price)
+    content = _content(request, body)
+    try:
+        taken = await _take(node, request, caller, price, content)
+    except (DatabaseUnavailable, ChainError) as error:
+        raise unavailable(error) from error
+    if isinstance(taken, replies.Reply):
+        await replies.send(taken, request.method, send)
+        return
+    incoming = forward.Incoming(request.route, request.target, request.headers, body)
+    await forward.run(node, incoming, taken, send)
+
+
+def _quote(request: Request, body: bytes | None) -> Quote:
+    def header(name: bytes) -> bytes:
+        return next((value for key, value in request.headers if key == name), b"")
+
+    return quote(
+        request.route.price,
+        PriceRequest(
+            method=request.method,
+            path=request.target.path,
+            query=request.target.query,
+            content_type=header(b"content-type"),
+            body=body,
+        ),
+    )
+
+
+def _within_ceiling(caller: Caller, price: Quote) -> None:
+    """Nobody pays more than they signed for."""
+    if caller.signer is None or caller.signer.ceiling is None:
+        return
+    try:
+        ceiling_units = parse_usd(caller.signer.ceiling)
+    except ValueError as error:
+        raise Problem("invalid_request", f"Farebox-Max: {error}.") from None
+    if price.max_units > ceiling_units:
+        raise Problem(
+            "price_above_ceiling",
+            f"This call can cost {format_usd(price.max_units)}, more than the signed ceiling of "
+            f"{format_usd(ceiling_units)}.",
+            members={"price_units": price.max_units, "ceiling_units": ceiling_units},
+        )
+
+
+def _content(request: Request, body: bytes) -> bytes:
+    parts = [request.method.encode(), request.target.raw]
+    for name in _ASKING:
+        values = [value for key, value in request.headers if key == name]
+        parts.append(b"\x00".join(values))
+    return content_hash(*parts, body)
+
+
+def _asked(request: Request, price: Quote) -> offers.Asked:
+    return offers.Asked(request.method, request.target.raw, price.max_units)
+
+
+def _challenge(
+    node: Node,
+    request: Request,
+    price: Quote,
+    *,
+    balance_units: int | None = None,
+    needed_units: int | None = None,
+    refusal: Problem | None = None,
+) -> Problem:
+    return challenge.for_call(
+        node.settings,
+        node.rails.keys,
+        _asked(request, price),
+        request.now_s,
+        balance_units=balance_units,
+        needed_units=needed_units,
+        description=request.route.description,
+        refusal=refusal,
+    )
+
+
+async def _take(
+    node: Node, request: Request, caller: Caller, price: Quote, content: bytes
+) -> forward.Ticket | replies.Reply:
+    """Get hold of the money for this call: from credits, or by settling the payment with it."""
+    guard = guard_of(node, caller)
+
+    def hold(account_id: int, units: int) -> ledger.Hold:
+        return ledger.Hold(
+            account_id=account_id,
+            guard=guard,
+            content=content,
+            max_units=units,
+            lease_ms=node.settings.server.hold_lease_s * 1000,
+            call=ledger.Call(
+                route=request.route.id,
+                method=request.method,
+                target=request.target.raw.decode("ascii")[:2_000],
+                run=_run(request),
+            ),
+            owner=node.writer.id,
+        )
+
+    if caller.presented is not None:
+        return await _take_paid(node, request, caller, price, content, hold)
+    account_id = await node.account_of(*(caller.wallet or ("", "")))
+    if account_id is None:
+        raise _challenge(node, request, price, balance_units=0)
+    outcome = await _submit(node, hold(account_id, price.max_units))
+    return await _settle_hold(node, request, price, caller, outcome, None)
+
+
+async def _submit(node: Node, step: ledger.Hold) -> ledger.Outcome:
+    try:
+        return await node.writer.submit(step)
+    except CommitUnknown as error:
+        # The hold may stand. Running the call could be running it twice; a repeat is told what
+        # became of it, and the sweeper frees a hold nobody owns.
+        raise unavailable(error) from error
+
+
+def _run(request: Request) -> str | None:
+    found = [value for name, value in request.headers if name == b"farebox-run"]
+    if not found:
+        return None
+    text = found[0].decode("latin-1")
+    if len(found) > 1 or not 1 <= len(text) <= 128 or not text.isascii() or not text.isprintable():
+        raise Problem("invalid_request", "Farebox-Run is one value of 1 to 128 characters.")
+    return text
+
+
+async def _take_paid(  # noqa: PLR0917  (one caller)
+    node: Node,
+    request: Request,
+    caller: Caller,
+    price: Quote,
+    content: bytes,
+    hold: Callable[[int, int], ledger.Hold],
+) -> forward.Ticket | replies.Reply:
+    presented = caller.presented
+    if presented is None:
+        raise ledger.LedgerFault("no payment to take")
+    came = x402.CameWith(_asked(request, price), offers.CALL, content)
+    try:
+        paid = await x402.pay(node.rails, presented, came, hold)
+    except Problem as refusal:
+        raise _refused(node, request, price, presented, refusal) from None
+    payment = paid.payment
+    receipt = replies.payment_receipt(node, payment)
+    if payment.state == "failed":
+        failure = Problem(
+            payment.error_code or "settlement_failed", payment.error_detail or "It failed."
+        )
+        raise _refused(node, request, price, presented, failure)
+    if payment.state != "succeeded":
+        raise replies.pending(node, payment)
+    account_id = await node.account_of(payment.recipient or "", payment.recipient_chain)
+    if account_id is None:
+        raise ledger.LedgerFault(f"payment {payment.id} made no account")
+    held = paid.held
+    if held is None:
+        known = caller.signer is not None or paid.same_presenter or not paid.repeat
+        if not known:
+            # A settled authorization is public: whoever shows it again may have read it in the
+            # chain's calldata. The receipt is for anyone, the answer for the first presenter.
+            return await replies.receipt_only(node, account_id, payment, receipt)
+        units = price.max_units if paid.price_units is None else paid.price_units
+        held = await _submit(node, hold(account_id, units))
+    return await _settle_hold(node, request, price, caller, held, receipt)
+
+
+def _refused(
+    node: Node, request: Request, price: Quote, presented: Presented, refusal: Problem
+) -> Problem:
+    """A payment that was refused: its reason, a PAYMENT-RESPONSE, and fresh offers."""
+    if refusal.meaning.status != 402:
+        return refusal
+    problem = _challenge(node, request, price, refusal=refusal)
+    for name, value in replies.refusal_headers(presented, refusal):
+        problem.headers[name] = value
+    return problem
+
+
+async def _settle_hold(  # noqa: PLR0917  (one shape for both ways to a hold)
+    node: Node,
+    request: Request,
+    price: Quote,
+    caller: Caller,
+    outcome: ledger.Outcome,
+    receipt: replies.Receipt | None,
+) -> forward.Ticket | replies.Reply:
+    """What the outcome of a hold means for the caller."""
+    match outcome:
+        case ledger.Held(hold=row, balance=balance):
+            return forward.Ticket(row, balance, caller.signer, receipt)
+        case ledger.Repeated(hold=row, close=close):
+            return await replies.repeat(node, row, close, receipt)
+        case ledger.Conflict():
+            raise Problem(
+                "request_id_conflict",
+                "This request id was used before, with other content. Sign with a new one.",
+            )
+        case ledger.Short(available_units=available, needed_units=needed):
+            raise _challenge(node, request, price, balance_units=available, needed_units=needed)
+        case ledger.Frozen():
+            raise Problem("account_frozen", "This account cannot spend now.")
+        case _:
+            raise ledger.LedgerFault(f"a hold was answered with {outcome}")

@@ -1,0 +1,198 @@
+"""Answers the gateway gives itself on a priced route: repeats, receipts, payments under way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway import ledger
+from gateway.errors import NextAction, Problem
+from gateway.ledger import read
+from gateway.ledger.sweep import INTERRUPTED
+from gateway.money import format_credits
+from gateway.node import Node
+from gateway.payments.journal import Payment
+from gateway.payments.wire import Presented, response_headers
+
+Send = Callable[[Any], Awaitable[None]]
+Pairs = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What came of the payment that was sent with a request."""
+
+    payment: Payment
+    headers: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer. ``headers`` may hold a name more than once."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes = field(repr=False)
+
+
+async def send(reply: Reply, method: str, send_: Send) -> None:
+    """Send a whole answer; HEAD gets its headers."""
+    headers = [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in reply.headers]
+    headers.append((b"content-length", str(len(reply.body)).encode()))
+    await send_({"type": "http.response.start", "status": reply.status, "headers": headers})
+    body = b"" if method == "HEAD" else reply.body
+    await send_({"type": "http.response.body", "body": body})
+
+
+def json_reply(status: int, value: object, headers: Pairs = ()) -> Reply:
+    """A JSON answer of the gateway's own."""
+    fixed = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
+    return Reply(status, (*fixed, *headers), json.dumps(value, ensure_ascii=False).encode())
+
+
+def payment_receipt(node: Node, payment: Payment) -> Receipt:
+    """The PAYMENT-RESPONSE of a payment that succeeded."""
+    return Receipt(payment, tuple(_response(node, payment)))
+
+
+def _response(node: Node, payment: Payment) -> list[tuple[str, str]]:
+    chain = node.settings.chain(payment.network or "")
+    done = payment.state == "succeeded"
+    reason = "settlement_pending" if payment.state == "processing" else payment.error_code
+    return response_headers(
+        success=done,
+        network=chain.caip2,
+        payer=payment.payer or "",
+        transaction=payment.tx_hash or "",
+        amount_units=payment.amount_units if done else None,
+        error=None if done else (reason or "settlement_failed", payment.error_detail or ""),
+        v1_name=chain.network.v1_name,
+    )
+
+
+def refusal_headers(presented: Presented, refusal: Problem) -> list[tuple[str, str]]:
+    """PAYMENT-RESPONSE of a payment that was refused before it was sent."""
+    return response_headers(
+        success=False,
+        network=presented.network,
+        payer=presented.authorization.from_,
+        error=(refusal.code, refusal.detail),
+        v1_name=presented.network,
+    )
+
+
+def pending(node: Node, payment: Payment, *, status: int | None = None) -> Problem:
+    """Sent, and not known to be final. Without PAYMENT-REQUIRED: nobody should pay again."""
+    problem = Problem(
+        "settlement_pending",
+        "The payment was sent and is not confirmed yet. Send the same request again; it is "
+        "never taken twice.",
+        headers={"Retry-After": "2"},
+        members={"payment_id": payment.id, "transaction": payment.tx_hash},
+        next_actions=[
+            NextAction(
+                "GET",
+                f"{node.settings.server.public_url}/farebox/v1/payments/{payment.id}",
+                "nothing: the state of the payment",
+            )
+        ],
+        status=status,
+    )
+    for name, value in _response(node, payment):
+        problem.headers[name] = value
+    return problem
+
+
+def charge_headers(node: Node, hold: ledger.HoldRow, charged: int, available: int) -> Pairs:
+    """What a call cost and what is left, in credits."""
+    per_usd = node.settings.credits.per_usd
+    return (
+        ("Farebox-Request-Id", hold.request_id),
+        ("Farebox-Charged", format_credits(charged, per_usd)),
+        ("Farebox-Balance", format_credits(available, per_usd)),
+    )
+
+
+def receipt_of_call(
+    node: Node, hold: ledger.HoldRow, close: ledger.TransferRow | None
+) -> dict[str, Any]:
+    """A call as its owner may read it: what it was, and what became of it."""
+    per_usd = node.settings.credits.per_usd
+    charged = close.amount_units if close is not None else 0
+    if close is None:
+        state = "pending"
+    elif close.kind == "capture":
+        state = "charged"
+    else:
+        state = "not_charged"
+    return {
+        "request_id": hold.request_id,
+        "route": hold.route,
+        "method": hold.method,
+        "target": hold.target,
+        "run": hold.run,
+        "state": state,
+        "reason": close.reason if close is not None else None,
+        "held": format_credits(hold.max_units, per_usd),
+        "held_units": hold.max_units,
+        "charged": format_credits(charged, per_usd),
+        "charged_units": charged,
+        "started_at_ms": hold.at_ms,
+        "ended_at_ms": close.at_ms if close is not None else None,
+    }
+
+
+async def repeat(
+    node: Node,
+    hold: ledger.HoldRow,
+    close: ledger.TransferRow | None,
+    receipt: Receipt | None,
+) -> Reply:
+    """The answer to a request that was seen before: the stored one, and charge 0."""
+    if close is None:
+        raise Problem(
+            "request_in_progress",
+            "The first request with this id still runs.",
+            headers={"Retry-After": "1"},
+        )
+    if close.kind == "void" and close.reason == INTERRUPTED:
+        raise Problem(
+            "outcome_unknown",
+            "The gateway stopped during this call. It was not charged; whether the upstream did "
+            "the work is not known. To run it again, sign it with a new id.",
+            members={"receipt": receipt_of_call(node, hold, close)},
+        )
+    async with node.db.read() as tx:
+        stored = await read.answer_of(tx, hold.id)
+        view = await read.account(tx, hold.account_id)
+    headers = [
+        *charge_headers(node, hold, 0, view.available_units if view is not None else 0),
+        ("Farebox-Replayed", "true"),
+        *(receipt.headers if receipt is not None else ()),
+    ]
+    if stored is None or stored.body is None:
+        # Too long to keep, or purged: what it was and what it cost is all there is.
+        return json_reply(200, {"receipt": receipt_of_call(node, hold, close)}, headers)
+    return Reply(stored.status, (*stored.headers, *headers), stored.body)
+
+
+async def receipt_only(node: Node, account_id: int, payment: Payment, receipt: Receipt) -> Reply:
+    """For whoever shows a settled payment without proof of having been its first presenter."""
+    async with node.db.read() as tx:
+        holds = await read.holds_of_request(tx, account_id, payment.auth_nonce or "")
+        call = None
+        if holds:
+            call = receipt_of_call(node, holds[0], await read.close_of(tx, holds[0].id))
+    body = {
+        "payment": {
+            "id": payment.id,
+            "state": payment.state,
+            "transaction": payment.tx_hash,
+            "amount_units": payment.amount_units,
+        },
+        "charged_units": call["charged_units"] if call is not None else 0,
+        "state": call["state"] if call is not None else None,
+    }
+    return json_reply(200, body, (("Farebox-Replayed", "true"), *receipt.headers))

@@ -1,0 +1,131 @@
+"""The background loop: finish what was interrupted, end what lapsed, check the books.
+
+Every piece may run in any number of processes at once: payments are leased row by row, holds are
+ended by compare-and-set, the rest is safe to do twice. A piece that fails is logged and tried in
+the next round; it never stops the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from chain.errors import ChainError
+from gateway.db import CommitUnknown, Database, DatabaseUnavailable
+from gateway.ledger import audit, sweep
+from gateway.node import Node
+from gateway.observe import log
+from gateway.payments import card, journal, recover
+from gateway.payments.stripe import CardError
+from gateway.settings import Settings
+
+# After its lease a hold is left alone for this long: clocks of two nodes are not one.
+LAPSE_MARGIN_MS: Final = 2_000
+PAYMENT_LEASE_MS: Final = 15_000
+AUDIT_EVERY_S: Final = 3_600
+_PER_ROUND: Final = 50
+_PASSING: Final = (ChainError, CardError, DatabaseUnavailable, CommitUnknown, TimeoutError)
+
+
+async def loop(node: Node) -> None:
+    """Run until the node stops."""
+    server = node.settings.server
+    if node.db.dialect == "sqlite":
+        # This is the only process that serves, and it has just started.
+        async with node.db.write() as tx:
+            await journal.drop_leases(tx)
+    await asyncio.gather(
+        _every(node, server.sweep_s, _sweep),
+        _every(node, min(server.sweep_s, 2), finish_payments),
+        _every(node, server.reconcile_s, _look_at_cards),
+        _every(node, 600, _purge),
+        _every(node, AUDIT_EVERY_S, _audit),
+    )
+
+
+async def _every(node: Node, period_s: float, piece: Callable[[Node], Awaitable[None]]) -> None:
+    while not node.stopping.is_set():
+        try:
+            await piece(node)
+        except _PASSING as error:
+            log.warning("%s: %s; it is tried again", piece.__name__.strip("_"), error)
+        except Exception:
+            log.exception("%s failed; it is tried again", piece.__name__.strip("_"))
+        try:
+            async with asyncio.timeout(period_s):
+                await node.stopping.wait()
+        except TimeoutError:
+            continue
+
+
+async def _sweep(node: Node) -> None:
+    await sweep.note_open_holds(node.db)
+    for hold in await sweep.void_lapsed(node.db, LAPSE_MARGIN_MS):
+        log.warning(
+            "call %s on %s was interrupted: its hold is void, nothing was charged",
+            hold.request_id,
+            hold.route,
+        )
+    await sweep.expire_due(node.db)
+
+
+async def finish_payments(node: Node) -> None:
+    """Bring payments to an end whose request is gone."""
+    async with node.db.write() as tx:
+        taken = await journal.take_unfinished(tx, await tx.now_ms(), PAYMENT_LEASE_MS, _PER_ROUND)
+    for payment in taken:
+        try:
+            state = await recover.recover(node.rails, payment)
+        except _PASSING as error:
+            log.warning("payment %s: %s; it is looked at again", payment.id, error)
+            continue
+        if state != "processing":
+            log.info("payment %s, interrupted before, is %s", payment.id, state)
+
+
+async def _look_at_cards(node: Node) -> None:
+    if node.cards is None:
+        return
+    async with node.db.read() as tx:
+        waiting = await card.open_payments(tx, await tx.now_ms(), _PER_ROUND)
+    for payment in waiting:
+        await card.look(node.cards, payment)
+
+
+async def _purge(node: Node) -> None:
+    async with node.db.read() as tx:
+        now_ms = await tx.now_ms()
+    await sweep.purge_answers(node.db, now_ms - node.settings.server.answer_keep_s * 1000)
+
+
+async def _audit(node: Node) -> None:
+    """All audits, in a thread with a connection of its own: they read everything there is."""
+    broken = await asyncio.to_thread(lambda: asyncio.run(_verify(node.settings.server.database)))
+    for each in broken:
+        log.error("the books are wrong: %s: %s: %s", each.name, each.meaning, each.rows[:1])
+
+
+async def _verify(url: str) -> list[audit.Broken]:
+    db = await Database.connect(url)
+    try:
+        async with db.read() as tx:
+            return await audit.verify(tx, await tx.now_ms())
+    finally:
+        await db.close()
+
+
+def run(settings: Settings, *, as_json: bool = False) -> None:
+    """``farebox work``: only this loop, until it is told to stop."""
+    from gateway.app import closing, open_node
+
+    async def main() -> None:
+        node = await open_node(settings)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, node.stopping.set)
+        async with closing(node):
+            await loop(node)
+
+    del as_json  # it says nothing but its log
+    asyncio.run(main())
