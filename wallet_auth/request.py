@@ -29,7 +29,7 @@ _LENGTH: Final = re.compile(rb"[0-9]{1,19}")
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 _URL: Final = re.compile(
     r"(?P<scheme>[Hh][Tt][Tt][Pp][Ss]?)://(?P<authority>[^/?#@\\\x00-\x20\x7f-\U0010ffff]+)"
-    r"(?P<target>[^#\x00-\x20\x7f-\U0010ffff]*)(?:#.*)?",
+    r"(?P<target>(?:[/?][^#\x00-\x20\x7f-\U0010ffff]*)?)(?:#.*)?",
     re.DOTALL,
 )
 

@@ -40,7 +40,7 @@ async def main(url: str, key: str, method: str = "GET", body: str = "", count: s
         for _ in range(int(count)):
             try:
                 answer = await http.request(method, url, **(content if body else {}))
-            except Exception as error:  # noqa: BLE001  (whatever the client throws is the result)
+            except Exception as error:  # whatever the client throws is the result
                 line = {"error": f"{type(error).__name__}: {error}"}
             else:
                 found = {n: answer.headers[n] for n in INTEREST if n in answer.headers}
