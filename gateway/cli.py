@@ -115,6 +115,7 @@ class _Farebox(click.Group):
 _FAULTS: Final[dict[str, tuple[int, str]]] = {
     "gateway.config.ConfigError": (CONFIG, "{}"),
     "gateway.proxy.routes_table.RouteError": (CONFIG, "{}"),
+    "gateway.app.BadToken": (CONFIG, "{}"),
     "gateway.migrations.run.NewerDatabase": (CONFIG, "{}; install that release"),
     "gateway.db.DatabaseUnavailable": (UNREACHABLE, "the database cannot be reached: {}"),
     "chain.errors.Unavailable": (UNREACHABLE, "the chain cannot be reached: {}"),
