@@ -250,7 +250,7 @@ def fold(known: Iterable[Fact], expected: Expected) -> Picture:
             fitting.append(fact)
     intent, paid_cents = _paid(fitting, expected, notes)
     # without a payment intent of our own, a refund or dispute has nothing it could belong to
-    after = [fact for fact in fitting if intent]
+    after = [fact for fact in fitting if intent and fact.payment_intent == intent]
     if any(fact.kind in _AFTER and fact not in after for fact in fitting):
         notes.add("refund_or_dispute_without_payment")
     refunded = _refunded(after)
