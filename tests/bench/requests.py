@@ -1,0 +1,63 @@
+"""Signed requests as bytes on the wire, made before the clock starts."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from pathlib import Path
+
+from wallet_auth import keys
+from wallet_auth.signing import sign_request
+
+BODY = json.dumps({"q": "x" * 1000}).encode()
+PATH = "/v1/echo"
+
+
+def time_id() -> str:
+    """A request id that begins with time, as the agent's own."""
+    return f"{time.time_ns():016x}{secrets.token_hex(8)}"
+
+
+def plain(url: str) -> bytes:
+    """The request without an identity."""
+    return _wire(url, {})
+
+
+def _wire(url: str, extra: dict[str, str]) -> bytes:
+    host = url.removeprefix("http://")
+    head = {"Host": host, "Content-Type": "application/json", "Content-Length": str(len(BODY))}
+    lines = [f"POST {PATH} HTTP/1.1", *(f"{n}: {v}" for n, v in {**head, **extra}.items())]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + BODY
+
+
+def signed(url: str, wallets: list[bytes], count: int, *, random_ids: bool = False) -> bytes:
+    """``count`` requests, a NUL behind each, signed by the wallets in turn."""
+    from coincurve import PrivateKey
+
+    now_s = int(time.time())
+    signers = [PrivateKey(secret) for secret in wallets]
+    out = []
+    for i in range(count):
+        nonce = secrets.token_hex(16) if random_ids else time_id()
+        added = sign_request(
+            signers[i % len(signers)],
+            "POST",
+            url + PATH,
+            [("Content-Type", "application/json")],
+            BODY,
+            now_s=now_s,
+            nonce=nonce,
+            window_s=300,
+        )
+        out.append(_wire(url, added))
+    return b"\0".join(out) + b"\0"
+
+
+def write(path: Path, requests: bytes) -> Path:
+    path.write_bytes(requests)
+    return path
+
+
+def address_of(secret: bytes) -> str:
+    return keys.address_of(keys.private_key(secret))

@@ -1,0 +1,133 @@
+"""The servers that are measured, each a process of its own: ``python -m tests.bench.servers KIND``.
+
+``floor``   Starlette under uvicorn echoing a JSON body: what the framework alone can do.
+``spend``   the gateway with its real ledger; the upstream answers inside the process, so that the
+            figure is the gateway's own work (the in-process upstream is the one thing that is not
+            real here: P-proxy measures with a real one).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+from typing import Any
+
+ANSWER = b'{"ok":true,"result":"' + b"x" * 200 + b'"}'
+
+
+class _Inside:
+    """An upstream connection that answers at once: the pool and the connection in one."""
+
+    status = 200
+    headers = ((b"content-type", b"application/json"),)
+    content_length = len(ANSWER)
+    complete = True
+    reusable = True
+
+    def pool(self, origin: Any) -> _Inside:
+        return self
+
+    async def acquire(self, timeout_s: float) -> _Inside:
+        return _Inside()
+
+    def release(self, connection: Any) -> None:
+        """Nothing is held."""
+
+    def begin(self, data: bytes, *, head_only: bool) -> None:
+        self.rest = ANSWER
+
+    async def wait_head(self, timeout_s: float) -> None:
+        """It is there."""
+
+    async def read(self, timeout_s: float) -> bytes:
+        data, self.rest = self.rest, b""
+        return data
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def floor(port: int) -> None:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    async def echo(request: Request) -> Response:
+        return Response(await request.body(), media_type="application/json")
+
+    uvicorn.run(
+        Starlette(routes=[Route("/v1/echo", echo, methods=["POST"])]),
+        port=port,
+        log_level="error",
+        access_log=False,
+        loop="uvloop",
+        http="httptools",
+    )
+
+
+def spend(config: Path, *, inside: bool) -> None:
+    from gateway import app
+    from gateway.config import load
+    from gateway.node import Node
+    from gateway.settings import Settings
+
+    if inside:
+        opened = app.open_node
+
+        async def with_inside(settings: Settings) -> Node:
+            node = await opened(settings)
+            await node.client.close()
+            node.client = _Inside()  # type: ignore[assignment]  # the same three verbs
+            return node
+
+        app.open_node = with_inside
+    app.serve(load(config), as_json=True)
+
+
+def upstream(port: int) -> None:
+    """A real upstream that costs little: a bare asyncio protocol."""
+
+    class Protocol(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport, self.data = transport, b""
+
+        def data_received(self, data: bytes) -> None:
+            self.data += data
+            while b"\r\n\r\n" in self.data:
+                head, _, rest = self.data.partition(b"\r\n\r\n")
+                length = 0
+                for line in head.lower().split(b"\r\n"):
+                    if line.startswith(b"content-length:"):
+                        length = int(line[15:])
+                if len(rest) < length:
+                    return
+                self.data = rest[length:]
+                self.transport.write(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+                    b"content-length: %d\r\n\r\n%b" % (len(ANSWER), ANSWER)
+                )
+
+    async def main() -> None:
+        server = await asyncio.get_running_loop().create_server(Protocol, "127.0.0.1", port)
+        await server.serve_forever()
+
+    import uvloop
+
+    uvloop.run(main())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=["floor", "spend", "through", "upstream"])
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--config", type=Path)
+    given = parser.parse_args()
+    if given.kind == "floor":
+        floor(given.port)
+    elif given.kind == "upstream":
+        upstream(given.port)
+    else:
+        spend(given.config, inside=given.kind == "spend")
