@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from gateway.middleware import edge
 from gateway.migrations.run import migrate
 from gateway.node import Behind, Node, unavailable
 from gateway.observe import log, set_up
-from gateway.own import NODE, node_of, now_s
+from gateway.own import NODE, node_of
 from gateway.payments import card, offers, stripe
 from gateway.payments import routes as payment_routes
 from gateway.payments.rails import Rails
@@ -94,6 +94,7 @@ async def open_node(settings: Settings) -> Node:
         cards=cards,
     )
     try:
+        await node.look_at_clock()
         await _check_tokens(node)
     except BaseException:
         await close_node(node)
@@ -151,7 +152,7 @@ async def readyz(request: Request) -> Response:
     node = node_of(request)
     checks: dict[str, str] = {"writer": "ok" if node.writer.alive else "stopped"}
     try:
-        await now_s(node)
+        await node.look_at_clock()
         checks["database"] = "ok"
     except DatabaseUnavailable:
         checks["database"] = "unreachable"
@@ -230,11 +231,7 @@ class _Front:
         if route.free:
             await free.serve(node, route, target, scope, receive, send)
             return
-        try:
-            now = await now_s(node)
-        except DatabaseUnavailable as error:
-            raise unavailable(error) from error
-        request = paid.Request(route, method, target, scope["headers"], now)
+        request = paid.Request(route, method, target, scope["headers"], node.now_s())
         await paid.serve(node, request, receive, send)
 
 
@@ -250,7 +247,18 @@ def serve(settings: Settings, *, as_json: bool = False) -> None:
     """``farebox serve``: until it is told to stop. Raises ``OSError`` if the port is in use."""
     set_up(settings.server.log_level)
     sock = _bind(settings)
-    asyncio.run(_serve(settings, sock, as_json=as_json))
+    # uvloop is part of the dependencies where it exists; Windows has only asyncio's own loop.
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings, sock, as_json=as_json))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 def _bind(settings: Settings) -> socket.socket:
@@ -275,7 +283,6 @@ async def _serve(settings: Settings, sock: socket.socket, *, as_json: bool) -> N
             http=wire.protocol(),
             ws="none",
             lifespan="off",
-            loop="uvloop",
             log_config=None,
             access_log=False,
             proxy_headers=False,

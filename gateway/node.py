@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,8 +48,30 @@ class Node:
     accounts: OrderedDict[tuple[str, str], int] = field(default_factory=OrderedDict)
     # Holds of calls in flight, whose leases this process renews (gateway/proxy/leases.py).
     in_flight: dict[int, ledger.HoldRow] = field(default_factory=dict)
+    # What the database's clock is ahead of ours, read again every few seconds.
+    clock_ahead_ms: int = 0
     # Set when the process has been told to stop.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def now_ms(self) -> int:
+        """The clock that decides: the database's, so that several nodes agree. Milliseconds.
+
+        As of the last look at it, so good to a few milliseconds; what a lease or an expiry hangs
+        on asks the database itself, inside its transaction.
+        """
+        return time.time_ns() // 1_000_000 + self.clock_ahead_ms
+
+    def now_s(self) -> int:
+        """``now_ms`` in whole seconds."""
+        return self.now_ms() // 1000
+
+    async def look_at_clock(self) -> None:
+        """Ask the database for the time. Raises ``DatabaseUnavailable``."""
+        async with self.db.read() as tx:
+            before_ms = time.time_ns() // 1_000_000
+            theirs_ms = await tx.now_ms()
+            after_ms = time.time_ns() // 1_000_000
+        self.clock_ahead_ms = theirs_ms - (before_ms + after_ms) // 2
 
     async def account_of(self, address: str, chain: str) -> int | None:
         """The account of a wallet; None if it has none yet."""

@@ -49,9 +49,7 @@ async def caller_of(request: Request, body: bytes) -> Caller:
     """Who signed or pays; nobody is allowed too. Raises ``Problem`` for a proof that fails."""
     node = node_of(request)
     target = from_scope(request.scope)
-    caller = await identify(
-        node, request.method, target, request.scope["headers"], await now_s(node)
-    )
+    caller = await identify(node, request.method, target, request.scope["headers"], node.now_s())
     _check_digest(node, request, target, caller, body)
     return caller
 
@@ -89,12 +87,6 @@ def _check_digest(
         check_body(caller.signer, body)
     except AuthError as error:
         raise auth_problem(node, request.method, target, error) from None
-
-
-async def now_s(node: Node) -> int:
-    """The clock that decides: the database's."""
-    async with node.db.read() as tx:
-        return await tx.now_ms() // 1000
 
 
 def amount(node: Node, name: str, units: int) -> dict[str, Any]:

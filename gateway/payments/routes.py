@@ -13,7 +13,7 @@ from gateway.db import DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.ledger import read
 from gateway.node import Node, unavailable
-from gateway.own import amount, answer, body_of, caller_of, node_of, now_s, object_of
+from gateway.own import amount, answer, body_of, caller_of, node_of, object_of
 from gateway.payments import card, challenge, journal, offers, purchase, x402
 from gateway.payments.rails import content_hash
 from gateway.proxy import replies
@@ -37,7 +37,7 @@ async def buy(request: Request) -> Response:
     caller = await caller_of(request, body)
     target = from_scope(request.scope)
     asked = offers.Asked("POST", target.raw, 0)
-    now = await now_s(node)
+    now = node.now_s()
     if caller.presented is None:
         raise challenge.for_credits(node.settings, node.rails.keys, asked, now, units)
     recipient = _wallet(wanted) if "wallet_address" in wanted else None

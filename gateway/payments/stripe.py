@@ -13,7 +13,6 @@ Keys and signing secrets stay out of ``repr``, errors and logs.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -28,6 +27,7 @@ from gateway.payments.stripe_facts import (
     Fact,
     session_facts,
 )
+from gateway.strict import json_object
 
 TIMEOUT_S: Final = 20
 TOLERANCE_S: Final = 300  # Stripe's own default for the age of a webhook signature
@@ -247,14 +247,14 @@ def parse_event(
     if len(stamps) != 1 or int(stamps[0]) > time.time() + tolerance_s:
         raise wrong
     try:
-        found = json.loads(payload, object_pairs_hook=_once, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise Problem("invalid_payload", "the event is not well-formed JSON") from None
+        found = json_object(payload)
+    except ValueError as error:
+        raise Problem("invalid_payload", f"the event is {error}") from None
     return _event(found)
 
 
-def _event(found: Any) -> Event:
-    if not isinstance(found, dict) or found.get("object") != "event":
+def _event(found: dict[str, Any]) -> Event:
+    if found.get("object") != "event":
         raise Problem("invalid_payload", "this is not a snapshot event")
     data = found.get("data")
     about = data.get("object") if isinstance(data, dict) else None
@@ -269,14 +269,3 @@ def _event(found: Any) -> Event:
     if not isinstance(about, dict) or not all(shapes):
         raise Problem("invalid_payload", "the event lacks what every event has")
     return Event(found["id"], found["type"], found["created"], found["livemode"], account, about)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return made
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

@@ -23,7 +23,8 @@ def keep(node: Node, hold: ledger.HoldRow) -> Iterator[None]:
 
 
 async def renewing(node: Node) -> None:
-    """Renew the leases of this process's long calls, in one transaction each round.
+    """Renew the leases of this process's long calls, in one transaction each round, and look at
+    the database's clock.
 
     A call shorter than a third of the lease never comes up here. A round that fails is tried
     again before the lease is over; if the database stays away, the holds lapse, which is what a
@@ -31,8 +32,9 @@ async def renewing(node: Node) -> None:
     """
     lease_ms = node.settings.server.hold_lease_s * 1000
     while not node.stopping.is_set():
-        await asyncio.sleep(lease_ms / 3000)
+        await asyncio.sleep(min(lease_ms / 3000, 10))
         try:
+            await node.look_at_clock()
             await renew(node.db, list(node.in_flight.values()), lease_ms)
         except (DatabaseUnavailable, CommitUnknown):
             continue
