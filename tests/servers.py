@@ -492,7 +492,16 @@ class Process:
             os.killpg(self.pid, 0)
         except ProcessLookupError:
             return False
-        return True
+        # Ended children that nobody has reaped yet still count for killpg.
+        return not Path("/proc").is_dir() or any(map(self._lives, Path("/proc").glob("[0-9]*")))
+
+    def _lives(self, process: Path) -> bool:
+        """Whether a process of /proc is one of this group and not just waiting to be reaped."""
+        try:
+            state, _, group = (process / "stat").read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            return False
+        return int(group) == self.pid and state != "Z"
 
 
 def child_env(more: Mapping[str, str] | None = None) -> dict[str, str]:
