@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from gateway.errors import Problem
-from gateway.settings import Chain, Settings, Upstream
+from gateway.settings import NO_EFFECT, Chain, Section, Settings, Upstream
 
 State = Literal["ok", "warn", "fail"]
 CONNECT_S: Final = 5
@@ -69,6 +69,8 @@ def run(settings: Settings, target: str | None) -> list[Finding]:
 
 async def _findings(settings: Settings, target: str | None) -> AsyncIterator[Finding]:
     yield Finding("config", "ok", str(settings.source or "from the command line"))
+    for key in without_effect(settings):
+        yield Finding("config", "warn", f"{key} is set and has no effect in this version")
     for finding in _routes(settings, target):
         yield finding
     yield await _database(settings)
@@ -79,6 +81,21 @@ async def _findings(settings: Settings, target: str | None) -> AsyncIterator[Fin
         yield await _upstream(upstream)
     if not settings.stripe.enabled:
         yield Finding("stripe", "ok", "off: no cards")
+
+
+def without_effect(settings: Settings) -> Iterator[str]:
+    """The keys that are set although nothing follows from them yet."""
+    sections: list[tuple[str, Section]] = [("server", settings.server)]
+    sections += [(f"chains.{chain.name}", chain) for chain in settings.chains]
+    for where, section in sections:
+        for name, field in type(section).model_fields.items():
+            unused = (type(section).__name__, name) in NO_EFFECT
+            if (
+                unused
+                and name in section.model_fields_set
+                and getattr(section, name) != field.default
+            ):
+                yield f"{where}.{field.alias or name}"
 
 
 def _routes(settings: Settings, target: str | None) -> Iterator[Finding]:

@@ -130,8 +130,6 @@ def _expected(error: Exception) -> Stop | None:
         if found is not None:
             faults = getattr(error, "faults", None)
             return Stop(found[1].format(error), found[0], list(faults) if faults else None)
-    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        return Stop(f"the port is in use: {error}; choose another one", UNREACHABLE)
     return None
 
 
@@ -265,7 +263,16 @@ def serve(as_json: bool, config: Path | None, **given: Any) -> None:
             raise Stop(str(error), CONFIG, error.faults) from None
     from gateway.app import serve as run
 
-    run(settings, as_json=as_json)
+    try:
+        run(settings, as_json=as_json)
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
+            raise
+        raise Stop(
+            f"cannot listen on {settings.server.listen}: {error.strerror}; choose another address "
+            "with --listen or server.listen",
+            UNREACHABLE,
+        ) from None
 
 
 def _quick_settings(

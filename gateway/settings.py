@@ -40,6 +40,22 @@ from gateway.forms import (
     Units,
 )
 
+NO_EFFECT: Final = frozenset(
+    {
+        ("Server", "redis"),
+        ("Server", "workers"),
+        ("Server", "pages_url"),
+        ("Server", "admin_listen"),
+        ("Server", "admin_token_file"),
+        ("Server", "uncharged_per_min"),
+        ("Chain", "native_usd_units"),
+        ("Chain", "mint_at"),
+        ("Chain", "exposure_limit_units"),
+    }
+)
+"""Settings that are read and checked, and that nothing follows from in this version.
+``farebox check`` says so when one is set; a test holds this list against the code."""
+
 _MATCH: Final = re.compile(r"(?:[A-Z]{1,20}|\*) /[!-~]*")
 _MOUNT: Final = re.compile(r"/|(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 
@@ -62,6 +78,8 @@ class Server(Section):
     listen: ListenAt = Listen("127.0.0.1", 8402)
     public_url: Origin = ""
     """The origin signatures are bound to; never taken from Host. Empty: http:// and listen."""
+    operator: str = Field("", max_length=80)
+    """Who sells here, as pages for people say it. Empty: the host name of ``public_url``."""
     database: str = Field("sqlite:///farebox.db", repr=False)
     redis: str = Field("", repr=False)
     workers: Annotated[Count, Field(ge=1, le=256)] = 1
@@ -80,8 +98,6 @@ class Server(Section):
     """Answers up to this size are captured before the first byte leaves, longer ones before the
     last one."""
     max_body_bytes: Annotated[Bytes, Field(ge=1024)] = Field(10 << 20, alias="max_body")
-    body_memory_bytes: Annotated[Bytes, Field(ge=1024)] = Field(1 << 20, alias="body_memory")
-    """A body under a digest is read whole: up to this size in memory, then on disk."""
     max_headers_bytes: Annotated[Bytes, Field(ge=8 << 10, le=256 << 10)] = Field(
         32 << 10, alias="max_headers"
     )
@@ -98,8 +114,6 @@ class Server(Section):
     """How long a request waits for its payment to be included; then it is pending."""
     offer_timeout_s: Annotated[Seconds, Field(ge=10, le=120)] = 120
     """How long an offer for one call stays payable."""
-    signature_window_s: Annotated[Seconds, Field(ge=10, le=3600)] = 300
-    clock_skew_s: Annotated[Seconds, Field(ge=0, le=300)] = 30
     stop_s: Annotated[Seconds, Field(ge=0, le=3600)] = 30
     """How long calls in flight may take to end when the gateway is asked to stop."""
     uncharged_per_min: Annotated[Count, Field(ge=1)] = 60

@@ -346,6 +346,25 @@ def test_every_code_of_the_table_is_used() -> None:
     assert not sorted(set(CODES) - said)
 
 
+# --- settings -------------------------------------------------------------------------------
+
+
+def test_every_setting_has_an_effect() -> None:
+    """Or is in NO_EFFECT, and then it has none: a list that only says what is true."""
+    from gateway import settings
+
+    readers = [p for p in SOURCES if not p.startswith(("gateway/config", "gateway/settings.py"))]
+    read = {
+        node.attr
+        for path in readers
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute)
+    }
+    names = ("Server", "Credits", "Chain", "Stripe", "Route", "Upstream")
+    every = {(name, field) for name in names for field in getattr(settings, name).model_fields}
+    assert {pair for pair in every if pair[1] not in read} == settings.NO_EFFECT
+
+
 # --- what is committed ----------------------------------------------------------------------
 
 
