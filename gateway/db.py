@@ -5,7 +5,7 @@ them has is a small method of ``Tx`` (``any_of``, ``for_update``). SQLAlchemy de
 and alembic moves it (``gateway/migrations``); nothing here goes through an ORM.
 
 SQLite: one connection writes, guarded by a lock in the process and ``BEGIN IMMEDIATE`` against
-other processes; another one reads. Both run on the event loop's own thread, because a statement
+other processes; a few others read. All run on the event loop's own thread, because a statement
 takes microseconds and sqlite3 gives up the GIL at every row. WAL and synchronous=FULL: an answer
 that left is on disk. PostgreSQL: an asyncpg pool, READ COMMITTED, rows locked by the caller.
 
@@ -19,7 +19,7 @@ import re
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 Dialect = Literal["sqlite", "postgres"]
 T = TypeVar("T")
+
+# Read transactions that may be open at once on SQLite; the pool of PostgreSQL has as many.
+_READERS = 8
 
 # The schema's own description; every tables.py adds to it, the migrations are compared with it.
 metadata = sa.MetaData(
@@ -216,6 +219,7 @@ class Database:
         yield  # type: ignore[unreachable]  # as above
 
     async def close(self) -> None:
+        """Close every connection; transactions that are still open have failed after ``wait_s``."""
         raise NotImplementedError
 
 
@@ -232,6 +236,12 @@ async def transact(db: Database, work: Callable[[Tx], Awaitable[T]], *, tries: i
             if attempt == tries:
                 raise DatabaseUnavailable(f"lost to other writers {tries} times") from error
     raise AssertionError("unreachable: the loop returns or raises")
+
+
+def _is_outage(error: BaseException) -> bool:
+    """SQLite says with one class that a file is busy, full or broken and that SQL is wrong."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, sqlite3.OperationalError) and code is not None and code & 0xFF != 1
 
 
 def _is_unique_violation(error: BaseException) -> bool:
@@ -257,17 +267,23 @@ class _SqliteDatabase(Database):
         self.url = url
         self._wait_s = wait_s
         self._lock = asyncio.Lock()
-        path = sqlite_path(url)
+        self._path = sqlite_path(url)
+        self._reading = asyncio.Semaphore(_READERS)
+        self._idle: list[sqlite3.Connection] = []
         try:
-            self._writer = self._open(path)
-            self._reader = self._open(path)
-            self._reader.execute("PRAGMA query_only = 1")
+            self._writer = self._open()
+            self._idle.append(self._open_reader())
         except sqlite3.OperationalError as error:
-            raise DatabaseUnavailable(f"cannot open {path}: {error}") from error
+            raise DatabaseUnavailable(f"cannot open {self._path}: {error}") from error
 
-    def _open(self, path: Path) -> sqlite3.Connection:
+    def _open_reader(self) -> sqlite3.Connection:
+        connection = self._open()
+        connection.execute("PRAGMA query_only = 1")
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
         # isolation_level=None: we say BEGIN and COMMIT ourselves, at the places that matter.
-        connection = sqlite3.connect(path, isolation_level=None, timeout=self._wait_s)
+        connection = sqlite3.connect(self._path, isolation_level=None, timeout=self._wait_s)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -300,7 +316,7 @@ class _SqliteDatabase(Database):
             except BaseException as error:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
-                if isinstance(error, sqlite3.OperationalError):
+                if _is_outage(error):
                     raise DatabaseUnavailable(str(error)) from error
                 if _is_unique_violation(error):
                     raise WriteConflict(str(error)) from error
@@ -310,22 +326,74 @@ class _SqliteDatabase(Database):
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:
-        # Statements of one block run without a suspension between them, except where the block
-        # itself awaits something else; a deferred transaction gives those a snapshot too. Blocks
-        # that overlap on the loop share the one that is open: it is older, never torn.
-        outer = not self._reader.in_transaction
-        if outer:
-            self._reader.execute("BEGIN")
+        # Blocks overlap on the loop where one awaits something else, so each has a connection of
+        # its own: on a shared one the first to end would end the snapshot of the other, and who
+        # comes later would not see what was committed before.
+        if self._reading.locked():
+            try:
+                await asyncio.wait_for(self._reading.acquire(), self._wait_s)
+            except TimeoutError as error:
+                raise DatabaseUnavailable("too many readers") from error
+        else:
+            await self._reading.acquire()
         try:
-            yield _SqliteTx(self._reader)
+            connection = self._idle.pop() if self._idle else self._open_reader()
+            try:
+                connection.execute("BEGIN")
+                yield _SqliteTx(connection)
+            finally:
+                if connection.in_transaction:
+                    connection.execute("COMMIT")
+                self._idle.append(connection)
+        except sqlite3.OperationalError as error:
+            if _is_outage(error):
+                raise DatabaseUnavailable(str(error)) from error
+            raise
         finally:
-            if outer:
-                self._reader.execute("COMMIT")
+            self._reading.release()
 
     async def close(self) -> None:
         async with self._lock:
-            self._reader.close()
-            self._writer.close()
+            for connection in (*self._idle, self._writer):
+                connection.close()
+
+
+def _outages() -> tuple[type[Exception], ...]:
+    import asyncpg
+
+    return (
+        OSError,
+        TimeoutError,
+        asyncpg.PostgresConnectionError,
+        asyncpg.OperatorInterventionError,  # shut down, cancelled, or not up yet
+        asyncpg.InterfaceError,  # the connection or the pool is closed
+        asyncpg.InternalClientError,  # what asyncpg says when the line breaks between two calls
+    )
+
+
+async def _roll_back(connection: asyncpg.pool.PoolConnectionProxy) -> None:
+    """Never raises: what made us roll back is what the caller must hear of."""
+    import asyncpg
+
+    try:
+        if not connection.is_closed():
+            await connection.execute("ROLLBACK")
+    except (*_outages(), asyncpg.PostgresError):
+        with suppress(asyncpg.InterfaceError):  # the pool was closed under us
+            connection.terminate()  # which rolls back as well
+
+
+async def _commit(connection: asyncpg.pool.PoolConnectionProxy) -> None:
+    if connection.is_closed():
+        raise DatabaseUnavailable("the connection was lost before COMMIT")
+    try:
+        status = await connection.execute("COMMIT")
+    except _outages() as error:
+        raise CommitUnknown(f"the connection was lost in COMMIT: {error}") from error
+    if status != "COMMIT":
+        # A statement had failed and its error was caught inside the block. PostgreSQL then rolls
+        # back without an error of its own: whoever asked must not believe that it stands.
+        raise RuntimeError(f"COMMIT was answered {status}: nothing was written")
 
 
 class _PostgresDatabase(Database):
@@ -365,16 +433,7 @@ class _PostgresDatabase(Database):
         try:
             async with self._pool.acquire(timeout=self._wait_s) as connection:
                 yield connection
-        except (
-            OSError,
-            TimeoutError,
-            asyncpg.PostgresConnectionError,
-            asyncpg.InterfaceError,
-            asyncpg.OperatorInterventionError,
-            asyncpg.CannotConnectNowError,
-            asyncpg.TooManyConnectionsError,
-            asyncpg.QueryCanceledError,
-        ) as error:
+        except (*_outages(), asyncpg.TooManyConnectionsError) as error:
             raise DatabaseUnavailable(f"the database did not answer: {error}") from error
         except (
             asyncpg.UniqueViolationError,
@@ -385,22 +444,15 @@ class _PostgresDatabase(Database):
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Tx]:
-        import asyncpg
-
         async with self._connection() as connection:
-            transaction = connection.transaction()
-            await transaction.start()
+            await connection.execute("BEGIN")
             tx = _PostgresTx(connection)
             try:
                 yield tx
             except BaseException:
-                if not connection.is_closed():
-                    await transaction.rollback()
+                await _roll_back(connection)
                 raise
-            try:
-                await transaction.commit()
-            except (OSError, TimeoutError, asyncpg.PostgresConnectionError) as error:
-                raise CommitUnknown(f"the connection was lost in COMMIT: {error}") from error
+            await _commit(connection)
         for call in tx._after_commit:
             call()
 
@@ -413,4 +465,8 @@ class _PostgresDatabase(Database):
             yield _PostgresTx(connection)
 
     async def close(self) -> None:
-        await self._pool.close()
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._pool.close()
+        except TimeoutError:  # somebody is still in a transaction, or the line is dead
+            self._pool.terminate()
