@@ -20,15 +20,8 @@ from types import TracebackType
 from typing import Final
 
 from gateway.errors import Problem
-from gateway.proxy.client import (
-    BrokenError,
-    Connection,
-    Origin,
-    Pool,
-    UpstreamClient,
-    parse_origin,
-    request_head,
-)
+from gateway.proxy.client import Origin, Pool, UpstreamClient, parse_origin
+from gateway.proxy.connection import BrokenError, Connection, request_head
 
 __all__ = ["Answer", "Origin", "Timeouts", "UpstreamClient", "open_upstream", "parse_origin"]
 

@@ -94,7 +94,7 @@ async def test_an_unknown_error_says_nothing_and_is_logged_once(
 @pytest.mark.parametrize("error", [Problem("upstream_error", "cut"), ValueError("x")])
 @pytest.mark.parametrize("length", [b"100", None])
 async def test_an_answer_that_has_begun_is_cut(
-    parser: str, error: Exception, length: bytes | None
+    parser: str, error: Exception, length: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         head = [(b"content-length", length)] if length else []
@@ -107,6 +107,7 @@ async def test_an_answer_that_has_begun_is_cut(
     assert status_of(answer) == 200 and b"part" in answer
     assert not answer.endswith(b"0\r\n\r\n")  # no end of a chunked body, and fewer than 100 bytes
     assert b"problem" not in answer
+    assert [r for r in caplog.records if r.name == "uvicorn.error" and r.exc_info] == []
 
 
 async def test_every_request_has_its_own_log_id() -> None:

@@ -109,6 +109,12 @@ async def _drip(up: Upstream, request: Request, writer: Writer) -> bool:
     return False
 
 
+async def _endless_head(up: Upstream, request: Request, writer: Writer) -> bool:
+    writer.write(b"HTTP/1.1 200 OK\r\n" + b"X-A: " + b"a" * 400_000)
+    await up.released.wait()
+    return False
+
+
 async def _flood(up: Upstream, request: Request, writer: Writer) -> bool:
     """Bytes for as long as anybody takes them."""
     writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -162,6 +168,7 @@ BEHAVIOURS: dict[bytes, Behaviour] = {
     b"/until-close": _says(b"HTTP/1.1 200 OK\r\n\r\nall of it"),
     b"/http10": _says(b"HTTP/1.0 200 OK\r\n\r\nall of it"),
     b"/extra": _says(answer(b"body") + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", True),
+    b"/extra-empty": _says(answer(b"body") + answer(b""), True),
     b"/truncate": _says(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello"),
     b"/truncate-chunked": _says(CHUNKED + b"5\r\nhello\r\n"),
     b"/truncate-in-chunk": _says(CHUNKED + b"a\r\nhello"),
@@ -179,7 +186,7 @@ BEHAVIOURS: dict[bytes, Behaviour] = {
     b"/status-999": _says(answer(b"", status=b"999 What")),
     b"/many-interims": _says(b"HTTP/1.1 100 Continue\r\n\r\n" * 50 + answer(b"late")),
     b"/huge-head": _says(b"HTTP/1.1 200 OK\r\n" + b"X-A: " + b"a" * 200_000 + b"\r\n\r\n"),
-    b"/endless-head": _says(b"HTTP/1.1 200 OK\r\n" + b"X-A: " + b"a" * 400_000),
+    b"/endless-head": _endless_head,
 }
 
 
@@ -208,17 +215,18 @@ async def _serve(up: Upstream, reader: Reader, writer: Writer) -> None:
     try:
         keep = True
         while keep:
-            head, fields = await _head(reader)
+            head, head_fields = await _head(reader)
             up.begun += 1
             method, target, _ = head.split(b" ", 2)
             path = target.split(b"?")[0]
-            if path == b"/early":  # answers before the body and does not read it
-                writer.write(answer(b"too much", b"Connection: close", status=b"413 Large"))
+            if path in (b"/early", b"/early-keep"):  # answers before the body and reads none
+                fields = [b"Connection: close"] if path == b"/early" else []
+                writer.write(answer(b"too much", *fields, status=b"413 Large"))
                 await writer.drain()
                 await up.released.wait()
                 return
-            body = await _body(reader, fields)
-            request = Request(method.decode(), target, head, tuple(fields), body)
+            body = await _body(reader, head_fields)
+            request = Request(method.decode(), target, head, tuple(head_fields), body)
             up.requests.append(request)
             if method == b"HEAD":
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 42\r\n\r\n")
