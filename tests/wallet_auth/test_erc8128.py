@@ -478,6 +478,33 @@ REFUSALS: list[tuple[str, str, Case]] = [
             "spaced key id": {"keyid": f'"erc8128:1:{ADDRESS} "'},
         }.items()
     ),
+    # signature_invalid: form, and the signature itself is right
+    ("signature_invalid", "component signed twice", lambda: by_hand(plain(), (*BASIC, "@path"))),
+    *(
+        (
+            "signature_invalid",
+            f"signed with {more}",
+            lambda more=more: by_hand(plain(), BASIC, params() + more),
+        )
+        for more in (
+            f";created={NOW}",
+            ';alg="eip191"',
+            ";v=1",
+            ";flag",
+            ";tag=1",
+            f';keyid="erc8128:2:{ADDRESS}"',
+        )
+    ),
+    *(
+        (
+            "signature_invalid",
+            f"signed with the flag {flag}",
+            lambda flag=flag: by_hand(
+                plain(), BASIC, inner=f'("@authority" "@method" "@path";{flag})'
+            ),
+        )
+        for flag in ("req", "bs", "sf", "tr", 'key="a"')
+    ),
     *(
         ("signature_invalid", f"Signature {name}", _signature(value))
         for name, value in {
