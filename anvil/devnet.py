@@ -200,6 +200,7 @@ def _prepare(process: AnvilProcess, code: usdc.Code, port: int, options: Options
             raise DevnetError(f"port {port} is in use: choose another one, or 0") from None
         raise
     told = json_lib.loads(process.config.read_text())
+    process.forget_files()  # nobody could remove them after a SIGKILL of ours
     keys = zip(told["available_accounts"], told["private_keys"], strict=True)
     everyone = [
         Account(address.lower(), key, options.holder_units if n < options.holders else 0)

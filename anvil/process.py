@@ -53,6 +53,10 @@ class AnvilProcess:
         """The JSON file in which anvil tells its accounts and keys."""
         return self.folder / "config.json"
 
+    def forget_files(self) -> None:
+        """Remove the folder. Anvil keeps writing to a file that has no name any more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
 
 def find_binary(node_modules: Path) -> Path:
     """The anvil that npm put there for this machine, else one on the PATH. ``DevnetError``."""
@@ -67,6 +71,16 @@ def find_binary(node_modules: Path) -> Path:
     raise DevnetError(f"anvil for {target} is not installed: run `make install` (needs Node 20)")
 
 
+def tied(command: Sequence[str]) -> list[str]:
+    """``command``, killed by the kernel when the thread that starts it ends (Linux only).
+
+    The first word is a path: it is not looked for on the PATH.
+    """
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _EXEC_TIED, str(os.getpid()), *command]
+
+
 def spawn(binary: Path, arguments: Sequence[str]) -> AnvilProcess:
     """Start anvil. Call it in a thread that lives as long as the chain should.
 
@@ -74,10 +88,7 @@ def spawn(binary: Path, arguments: Sequence[str]) -> AnvilProcess:
     """
     folder = Path(tempfile.mkdtemp(prefix="farebox-anvil-"))
     log = (folder / "log").open("wb")
-    command = [str(binary), *arguments, "--config-out", str(folder / "config.json")]
-    if sys.platform == "linux":
-        tie = [sys.executable, "-I", "-S", "-c", _EXEC_TIED, str(os.getpid())]
-        command = tie + command
+    command = tied([str(binary), *arguments, "--config-out", str(folder / "config.json")])
     # A session of its own: Ctrl-C in the terminal reaches us alone, and we stop the child.
     child = subprocess.Popen(  # noqa: S603  (a fixed binary, no shell)
         command,
@@ -119,4 +130,4 @@ def stop(process: AnvilProcess) -> None:
         process.child.kill()
         process.child.wait()
     process.log.close()
-    shutil.rmtree(process.folder, ignore_errors=True)
+    process.forget_files()

@@ -120,12 +120,14 @@ class FaultyNode:
     """A node that misbehaves on request, in front of a real one.
 
     No real node can be told to lose an answer or to lie; everything that is not told otherwise is
-    passed on to Anvil and back unchanged. ``asked`` lists the methods that arrived.
+    passed on to Anvil and back unchanged. ``asked`` lists the methods that arrived, ``seen`` the
+    whole requests.
     """
 
     def __init__(self, behind: Devnet) -> None:
         self.behind = behind
         self.asked: list[str] = []
+        self.seen: list[dict[str, Any]] = []
         self.faults: dict[str, Fault] = {}
         self._runner: web.AppRunner | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -162,6 +164,7 @@ class FaultyNode:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()
         self.asked.append(asked["method"])
+        self.seen.append(asked)
         fault = self.faults.get(asked["method"])
         kind = fault.next() if fault is not None else ""
         value: Any = fault.value if fault is not None else None

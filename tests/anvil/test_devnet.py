@@ -368,10 +368,13 @@ def test_people_get_lines_to_read(free_port: Callable[[], int]) -> None:
         child.stdout.close()
 
 
-def test_the_files_of_a_run_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_of_a_run_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with running(options=Options(holders=1)):
-        assert [path.name[:14] for path in tmp_path.iterdir()] == ["farebox-anvil-"]
-    with pytest.raises(ZeroDivisionError), running(options=Options(holders=1)):
-        raise ZeroDivisionError
+        assert list(tmp_path.iterdir()) == []
+    with (
+        pytest.raises(DevnetError),
+        running(options=Options(holders=1, extra=["--no-such-thing"])),
+    ):
+        pass
     assert list(tmp_path.iterdir()) == []

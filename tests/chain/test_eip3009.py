@@ -328,6 +328,34 @@ async def test_a_wallet_that_burns_gas_is_cut_off(chain_net: Devnet, rpc: Rpc) -
     assert (await _refusal(rpc, auth)).code == BAD_SIGNATURE
 
 
+async def test_a_token_that_looks_at_no_signature_is_not_relied_on(
+    chain_net: Devnet, rpc: Rpc
+) -> None:
+    lax = Asset("0x" + "aa" * 20, "USDC", 6, "USDC", "2")
+    chain_net.rpc("anvil_setCode", lax.address, "0x00")  # STOP: every call succeeds
+    owner, stranger = chain_net.accounts[:2]
+    wallet = _wallet_of(chain_net, owner.address)
+    form = payment(stranger, PAY_TO, 5, from_=wallet, asset=lax.address)
+    assert (await _refusal(rpc, eip3009.parse(form), lax)).code == BAD_SIGNATURE
+    form = payment(owner, PAY_TO, 5, from_=wallet, asset=lax.address)
+    assert await eip3009.verify(rpc, lax, eip3009.parse(form), int(time.time())) == "contract"
+
+
+async def test_everything_is_run_with_a_gas_cap(chain_net: Devnet, faulty_node: FaultyNode) -> None:
+    owner = chain_net.accounts[0]
+    wallet = _wallet_of(chain_net, owner.address)
+    client = Rpc(NETWORK, [faulty_node.url])
+    try:
+        for from_ in (owner.address, wallet):
+            auth = eip3009.parse(payment(owner, PAY_TO, 5, from_=from_))
+            await eip3009.verify(client, USDC, auth, int(time.time()))
+    finally:
+        await client.close()
+    calls = [seen["params"][0] for seen in faulty_node.seen if seen["method"] == "eth_call"]
+    assert len(calls) == 3
+    assert all(int(call["gas"], 16) <= eip3009.SIMULATION_GAS for call in calls)
+
+
 # --- what the chain says --------------------------------------------------------------------
 
 
