@@ -90,18 +90,26 @@ class Rpc:
         raise AssertionError("there is at least one endpoint")
 
     async def call_each(self, method: str, params: Sequence[Any], at_most: int) -> list[Any]:
-        """The results of up to ``at_most`` URLs, at least one; for questions worth asking twice."""
-        asked = self._order()[:at_most]
+        """The results of up to ``at_most`` URLs, at least one; for questions worth asking twice.
+
+        A URL that has just failed is left out: the second opinion must not cost its timeout again.
+        """
+        now_ms = _now_ms()
+        asked = [e for e in self._endpoints if e.rest_until_ms <= now_ms][:at_most]
         results = await asyncio.gather(
-            *(self._ask(e, method, params, self.timeout_ms) for e in asked), return_exceptions=True
+            *(self._ask(e, method, params, self.timeout_ms // 2) for e in asked),
+            return_exceptions=True,
         )
-        good = [r for r in results if not isinstance(r, BaseException)]
-        if good:
-            return good
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, Unavailable):
+        good = []
+        for endpoint, result in zip(asked, results, strict=True):
+            if isinstance(result, Unavailable):
+                if not isinstance(result, NodeError):
+                    endpoint.rest_until_ms = _now_ms() + REST_MS
+            elif isinstance(result, BaseException):
                 raise result
-        return [await self.call(method, params)]
+            else:
+                good.append(result)
+        return good or [await self.call(method, params)]
 
     async def eth_call(
         self, to: str, data: bytes, block: str = "latest", *, gas: int | None = None

@@ -149,7 +149,8 @@ _NEVER: Final = (
 async def broadcast(rpc: Rpc, raw: bytes) -> None:
     """Hand a signed transaction to the network. Returns if it is in the pool or in a block.
 
-    ``Rejected("nonce_taken")``: another transaction of this account has used the nonce.
+    ``Rejected("nonce_taken")``: another transaction of this account has used the nonce. (Before
+    an intent is signed again, see ``authorization_used``: the first may still have been included.)
     ``Rejected("transaction_refused")``: no block can ever hold these bytes. ``Unavailable``: not
     taken now, the same bytes may be sent again. ``Unknown``: sent, no answer; look for the hash.
     """
@@ -200,12 +201,15 @@ async def wait(rpc: Rpc, tx_hash: str, timeout_s: int) -> Receipt | None:
 
 
 async def _expect_mined(rpc: Rpc, tx_hash: str, error: NodeError) -> None:
-    """The nonce is used: fine if by this very transaction, final if by another one."""
+    """The nonce is used: fine if by this very transaction, final if by another one.
+
+    Two nodes are asked, where there are two: one that lags does not know what was just mined.
+    """
     try:
-        known = await rpc.call("eth_getTransactionByHash", [tx_hash])
+        answers = await rpc.call_each("eth_getTransactionByHash", [tx_hash], 2)
     except Unavailable as fault:
         raise Unknown(fault.code, fault.detail, tx_hash) from None
-    if known is None:
+    if all(answer is None for answer in answers):
         raise Rejected("nonce_taken", error.detail) from None
 
 

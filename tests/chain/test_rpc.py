@@ -248,15 +248,23 @@ async def test_two_nodes_can_be_asked_at_once(chain_net: Devnet, faulty_node: Fa
         [chain_net.settler.address, "pending"],
     )
     client = Rpc(NETWORK, [faulty_node.url, chain_net.rpc_url, _dead_url()])
-    alone = Rpc(NETWORK, [_dead_url(), faulty_node.url])
+    second = Rpc(NETWORK, [_dead_url(), faulty_node.url])
     none = Rpc(NETWORK, [_dead_url(), _dead_url()])
     try:
         assert await client.call_each(*question, 2) == ["0x63", "0x0"]
-        assert await alone.call_each(*question, 1) == ["0x63"]
+        assert await second.call_each(*question, 1) == ["0x63"]
         with pytest.raises(Unavailable):
             await none.call_each(*question, 2)
+        with pytest.raises(Reverted):
+            await client.call_each("eth_call", [{"to": USDC.address, "data": "0x"}, "latest"], 2)
+
+        faulty_node.fault("eth_getTransactionCount", "drop")
+        faulty_node.asked.clear()
+        for _ in range(3):
+            assert await client.call_each(*question, 2) == ["0x0"]
+        assert faulty_node.asked.count("eth_getTransactionCount") == 1
     finally:
-        for each in (client, alone, none):
+        for each in (client, second, none):
             await each.close()
 
 

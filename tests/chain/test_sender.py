@@ -199,6 +199,13 @@ async def test_a_used_nonce_is_fine_by_this_transaction_and_final_by_another(
     finally:
         await client.close()
 
+    faulty_node.fault("eth_getTransactionByHash", "change", lambda _: None)  # it lags behind
+    client = Rpc(NETWORK, [faulty_node.url, chain_net.rpc_url])
+    try:
+        await sender.broadcast(client, first.raw)
+    finally:
+        await client.close()
+
 
 async def test_what_no_block_can_hold_is_refused_and_what_must_wait_is_not(
     chain_net: Devnet, rpc: Rpc
