@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -89,13 +90,15 @@ def without_effect(settings: Settings) -> Iterator[str]:
     sections += [(f"chains.{chain.name}", chain) for chain in settings.chains]
     for where, section in sections:
         for name, field in type(section).model_fields.items():
-            unused = (type(section).__name__, name) in NO_EFFECT
-            if (
-                unused
-                and name in section.model_fields_set
-                and getattr(section, name) != field.default
-            ):
-                yield f"{where}.{field.alias or name}"
+            if (type(section).__name__, name) in NO_EFFECT and name in section.model_fields_set:
+                value = getattr(section, name)
+                # A path is made absolute, which counts as setting it.
+                if (value.name if isinstance(value, Path) else value) != _plain(field.default):
+                    yield f"{where}.{field.alias or name}"
+
+
+def _plain(default: object) -> object:
+    return default.name if isinstance(default, Path) else default
 
 
 def _routes(settings: Settings, target: str | None) -> Iterator[Finding]:

@@ -368,7 +368,8 @@ def account_show(who: str, as_json: bool, config: Path | None) -> None:
         return
     for key, value in found.items():
         for line in value if isinstance(value, list) else [value]:
-            say(f"{key:<20} {line}")
+            text = "  ".join(map(str, line.values())) if isinstance(line, dict) else line
+            say(f"{key:<20} {text}")
 
 
 @account.command("grant")
