@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from eth_account.messages import encode_typed_data
 from eth_utils import keccak  # type: ignore[attr-defined]  # re-exported without __all__
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anvil.devnet import Devnet, Options, running
@@ -128,6 +128,7 @@ def test_the_parity_form_of_v_is_rewritten_only_on_signatures_of_keys() -> None:
     assert parsed(rs + b"\1\0") == rs + b"\1\0"
 
 
+@settings(deadline=None)
 @given(ADDRESS, ADDRESS, UINT, st.tuples(UINT, UINT), st.binary(min_size=32, max_size=32))
 def test_the_digest_is_the_one_of_eth_account(
     from_: str, to: str, value: int, window: tuple[int, int], nonce: bytes

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from eth_account import Account as Signer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anvil.devnet import Devnet, Options, running
@@ -48,6 +48,7 @@ def _own(net: Devnet, *, nonce: int = 0, gas: int = 21_000, fee_wei: int = 10**1
 # --- signing --------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 2**200),
     st.tuples(st.integers(1, 2**32), st.integers(0, 2**32), st.integers(0, 2**64)),

@@ -8,7 +8,7 @@ import sys
 import pytest
 from eth_abi.abi import encode
 from eth_utils.address import is_checksum_address, to_checksum_address
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from x402.mechanisms.evm.default_assets import DEFAULT_ASSETS
 from x402.mechanisms.evm.v1.constants import V1_NETWORK_CHAIN_IDS
@@ -103,6 +103,7 @@ async def test_a_contract_without_these_methods_is_no_token(chain_net: Devnet, r
 # --- the pure pieces ------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=20, max_size=20))
 def test_checksums_are_those_of_eth_utils(raw: bytes) -> None:
     address = "0x" + raw.hex()
@@ -111,11 +112,13 @@ def test_checksums_are_those_of_eth_utils(raw: bytes) -> None:
     assert address_word(address) == encode(["address"], [address])
 
 
+@settings(deadline=None)
 @given(st.text(max_size=100))
 def test_a_string_is_read_as_the_abi_writes_it(text: str) -> None:
     assert eth.read_string(encode(["string"], [text])) == text
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100), st.integers(0, 2**256 - 1))
 def test_words_and_bytes_are_those_of_the_abi(data: bytes, number: int) -> None:
     assert eth.uint_word(32) + eth.bytes_tail(data) == encode(["bytes"], [data])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from eth_account import Account as Signer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anvil import multicall3
@@ -292,6 +292,7 @@ JSON = st.recursive(
 _MEMBERS = ("transactionHash", "status", "blockHash", "blockNumber", "gasUsed", "logs")
 
 
+@settings(deadline=None)
 @given(JSON | st.fixed_dictionaries(dict.fromkeys(_MEMBERS, JSON)))
 def test_no_answer_makes_the_reader_stumble(answer: Any) -> None:
     with pytest.raises(Unavailable):
