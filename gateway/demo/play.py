@@ -16,7 +16,7 @@ from anvil.devnet import DevnetError
 from gateway.demo import show, stage
 from gateway.demo.show import Screen
 from gateway.demo.stage import Stage, StageError, Wallet
-from gateway.demo.walk import STEPS, Broken, Held, Step, Tape, Walk
+from gateway.demo.walk import CARD, STEPS, Broken, Held, Step, Tape, Walk
 from gateway.money import format_usd
 
 OK: Final = 0
@@ -203,8 +203,8 @@ def _summary(screen: Screen, folder: Path, seconds: float, *, keep: bool) -> Non
 def _invite(screen: Screen, walk: Walk) -> None:
     """What a person can do now."""
     screen.line()
-    screen.line("Now you. Pay by card 4242 4242 4242 4242, any date and CVC:", "bold")
-    screen.line(f"  {walk.checkout_url}")
+    screen.line(f"Now you: buy credits by test card {CARD}, any date and CVC:", "bold")
+    screen.line(f"  {walk.buy_url}")
     for name, lines in show.snippets(walk.stage.url, walk.agent.private_key):
         screen.line()
         screen.line(f"# {name}", "dim")

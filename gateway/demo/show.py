@@ -16,7 +16,7 @@ _PLAIN: Final = str.maketrans(
     {"✓": "ok", "✗": "NO", "→": "->", "…": "..", "·": "|", "−": "-", "—": "-"}
 )
 _COLOURS: Final = {"green": "32", "red": "31", "bold": "1", "dim": "2"}
-_INDENT: Final = 12  # of what belongs to the line above
+_INDENT: Final = 13  # of what belongs to the line above
 _MOST_COLUMNS: Final = 120
 
 
@@ -107,11 +107,11 @@ def snippets(url: str, private_key: str) -> list[tuple[str, Sequence[str]]]:
     return [
         ("curl: what everybody gets who does not pay", [f"curl -i {call}"]),
         (
-            "Python: signs each request, pays by itself when the credits are spent",
+            "Python (.venv/bin/python): signs, and pays by itself when the credits are spent",
             [
                 "import httpx",
                 "from wallet_auth.agent import WalletAuth",
-                f'auth = WalletAuth("{private_key}", max_usd_per_payment="1")',
+                f'auth = WalletAuth("{private_key}")',
                 "client = httpx.Client(auth=auth)",
                 f'answer = client.get("{call}")',
                 'print(answer.json(), answer.headers["farebox-balance"], "credits left")',
