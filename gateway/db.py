@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 Dialect = Literal["sqlite", "postgres"]
 T = TypeVar("T")
+
+# How PostgreSQL tells our sessions from others.
+APPLICATION: Final = "farebox"
 
 # Read transactions that may be open at once on SQLite; the pool of PostgreSQL has as many.
 _READERS = 8
@@ -417,7 +420,7 @@ class _PostgresDatabase(Database):
                 command_timeout=30,
                 # A transaction that hangs would hold account rows and hide ids from the sweeper.
                 server_settings={
-                    "application_name": "farebox",
+                    "application_name": APPLICATION,
                     "statement_timeout": "5000",
                     "idle_in_transaction_session_timeout": "5000",
                 },

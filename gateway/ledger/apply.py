@@ -35,7 +35,7 @@ async def apply(
     lots += sum(isinstance(step, Mint) for step in steps)
     open_holds = sum(len(line) for line in book.open_holds.values())
     need = len(steps) + 2 * lots + open_holds + sum(len(pins) for pins in book.pins.values())
-    book.ids = iter(await reserve(tx, need)) if ids is None else await ids.take(tx, need)
+    book.ids = iter(await reserve(tx, need)) if ids is None else await ids.take(tx, need, now_ms)
     outcomes = [rules.decide(book, step) for step in steps]
     await store.save(tx, book, writer)
     return outcomes

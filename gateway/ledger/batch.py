@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable, Tx, transact
 from gateway.ledger.apply import apply
@@ -34,6 +35,7 @@ class Writer:
         self._db = db
         self._ids = IdBlocks()
         self._queue: deque[_Waiting] = deque()
+        self._batch: list[_Waiting] = []
         self._arrived = asyncio.Event()
         self._stopping = False
         self._task = asyncio.create_task(self._run(), name="ledger-writer")
@@ -75,15 +77,22 @@ class Writer:
         await self._task
 
     async def _run(self) -> None:
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            while self._queue:
-                await self._linger()
-                batch = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
-                await self._commit(batch)
-            if self._stopping:
-                return
+        try:
+            while True:
+                await self._arrived.wait()
+                self._arrived.clear()
+                while self._queue:
+                    await self._linger()
+                    size = min(len(self._queue), MAX_BATCH)
+                    self._batch = [self._queue.popleft() for _ in range(size)]
+                    await self._commit(self._batch)
+                if self._stopping:
+                    return
+        finally:
+            # However it ends, nobody may wait for an answer that will not come.
+            _fail(self._batch, CommitUnknown("the ledger's writer ended in the middle"))
+            _fail(self._queue, WriterStopped("the ledger's writer has stopped"))
+            self._queue.clear()
 
     async def _linger(self) -> None:
         quiet = 0
@@ -116,7 +125,7 @@ class Writer:
         return await transact(self._db, work)
 
 
-def _fail(batch: list[_Waiting], error: Exception) -> None:
+def _fail(batch: Iterable[_Waiting], error: Exception) -> None:
     for _, future in batch:
         if not future.done():
             future.set_exception(error)

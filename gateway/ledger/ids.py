@@ -6,15 +6,15 @@ the sweeper knows below which id nothing new can appear (``settled_below``).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
-from gateway.db import Tx
+from gateway.db import APPLICATION, Tx
 
 BLOCK = 1_000
-BLOCK_LIFE_S = 5.0
-# A block is used for BLOCK_LIFE_S after it was reserved, and a transaction is bounded to a few
-# seconds by the server; beyond this age every id of it stands in the database or never will.
+# A block is used by transactions that begin at most this long after it was reserved.
+BLOCK_LIFE_MS = 5_000
+# They may wait 5 s for their locks (the server's statement_timeout) before anybody can see that
+# they write. Beyond this age a block is used by nobody but those that are seen to be writing.
 SETTLED_AFTER_MS = 12_000
 
 
@@ -34,31 +34,43 @@ class IdBlocks:
 
     def __init__(self) -> None:
         self._block = range(0)
-        self._until_s = 0.0
+        self._until_ms = 0
 
-    async def take(self, tx: Tx, count: int) -> Iterator[int]:
-        """At least ``count`` ids for use inside ``tx``."""
-        if time.monotonic() > self._until_s or len(self._block) < count:
+    async def take(self, tx: Tx, count: int, now_ms: int) -> Iterator[int]:
+        """``count`` ids for use inside ``tx``. ``now_ms``: the database's clock at its beginning.
+
+        No clock of this machine: it stands still while the machine is suspended.
+        """
+        if now_ms > self._until_ms or len(self._block) < count:
             fresh = await reserve(tx, max(BLOCK, count))
             mine, rest = fresh[:count], fresh[count:]
             # Others may use the rest only once the reservation itself stands.
-            until_s = time.monotonic() + BLOCK_LIFE_S
-            tx.after_commit(lambda: self._keep(rest, until_s))
+            tx.after_commit(lambda: self._keep(rest, now_ms + BLOCK_LIFE_MS))
             return iter(mine)
         mine, self._block = self._block[:count], self._block[count:]
         return iter(mine)
 
-    def _keep(self, block: range, until_s: float) -> None:
+    def _keep(self, block: range, until_ms: int) -> None:
         self._block = block
-        self._until_s = until_s
+        self._until_ms = until_ms
 
 
 async def settled_below(tx: Tx, now_ms: int) -> int:
     """Every id below this one is in the database by now, or never will be."""
-    oldest_live = await tx.fetchval(
-        "SELECT min(start) FROM id_block WHERE at_ms > $1", now_ms - SETTLED_AFTER_MS
-    )
-    if oldest_live is not None:
-        return int(oldest_live)
+    # First: a block that is reserved after this look lies above it, whoever sees its row.
     bound: int = await tx.fetchval("SELECT next FROM sequence WHERE name = 'id'")
-    return bound
+    since_ms = now_ms - SETTLED_AFTER_MS
+    if tx.dialect == "postgres":
+        # A transaction may take long after its locks: many waits, a COMMIT that a standby delays.
+        writing_ms = await tx.fetchval(
+            "SELECT (extract(epoch FROM min(xact_start)) * 1000)::bigint FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = $1"
+            " AND backend_xid IS NOT NULL AND pid <> pg_backend_pid()",
+            APPLICATION,
+        )
+        if writing_ms is not None:
+            since_ms = min(since_ms, writing_ms - BLOCK_LIFE_MS)
+    oldest_live: int | None = await tx.fetchval(
+        "SELECT min(start) FROM id_block WHERE at_ms > $1", since_ms
+    )
+    return bound if oldest_live is None else min(bound, oldest_live)

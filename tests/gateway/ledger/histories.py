@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,7 +61,6 @@ class Clock:
 
         patch.setattr(database._SqliteTx, "now_ms", now_ms)
         patch.setattr(database._PostgresTx, "now_ms", now_ms)
-        patch.setattr(ids, "time", SimpleNamespace(monotonic=lambda: self.now_ms / 1_000))
 
 
 def make(seed: int, length: int) -> History:
@@ -298,7 +296,7 @@ class Run:
             outcome = self.model.close(row.id, 0, void=True, if_lapsed=True)
             assert outcome[0] == "closed", f"hold {row.id} was swept: {outcome}"
         self.swept += len(swept)
-        settled_ms = now_ms - ids.SETTLED_AFTER_MS - int(ids.BLOCK_LIFE_S * 1_000)
+        settled_ms = now_ms - ids.SETTLED_AFTER_MS - ids.BLOCK_LIFE_MS
         left = [
             row.id
             for row in self.rows
