@@ -92,8 +92,12 @@ def read_settings(config: Path | None, overrides: dict[str, Any] | None = None) 
 class _Farebox(click.Group):
     """Turns expected faults of any command into one line and an exit code."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["farebox.json"] = "--json" in args
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        as_json = "--json" in sys.argv
+        as_json = ctx.meta["farebox.json"]
         try:
             return super().invoke(ctx)
         except Stop as stop:
