@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -40,9 +41,13 @@ from gateway.proxy.routes_table import MethodNotAllowed, compile_routes, is_rese
 from gateway.proxy.routes_table import Route as PricedRoute
 from gateway.proxy.target import from_scope
 from gateway.settings import Settings
+from gateway.web import routes as web_routes
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+_BACKLOG: Final = 2_048
 
 
 class BadToken(Exception):  # noqa: N818
@@ -178,6 +183,7 @@ def build(node: Node) -> ASGIApp:
             *account_routes.ROUTES,
             *payment_routes.ROUTES,
             *request_routes.ROUTES,
+            *web_routes.ROUTES,
         ]
     )
     return edge(_Front(node, own), max_headers_bytes=node.settings.server.max_headers_bytes)
@@ -268,6 +274,8 @@ def _bind(settings: Settings) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((listen.host, listen.port))
+    # Whoever reads that we are ready may connect at once: the kernel keeps it until we accept.
+    sock.listen(_BACKLOG)
     return sock
 
 
@@ -292,6 +300,7 @@ async def _serve(settings: Settings, sock: socket.socket, *, as_json: bool) -> N
             timeout_graceful_shutdown=settings.server.stop_s,
         )
         server = uvicorn.Server(config)
+        _stop_on_signals(server)
         tasks = [asyncio.create_task(leases.renewing(node))]
         if settings.server.work:
             tasks.append(asyncio.create_task(work.loop(node)))
@@ -303,6 +312,17 @@ async def _serve(settings: Settings, sock: socket.socket, *, as_json: bool) -> N
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _stop_on_signals(server: uvicorn.Server) -> None:
+    """SIGTERM and SIGINT end the serving, a second SIGINT at once; the rest is ours to close.
+
+    uvicorn's own way raises the signal again when it has stopped serving, which would end the
+    process before the ledger's writer has finished and the connections are closed.
+    """
+    server.capture_signals = nullcontext  # type: ignore[assignment, method-assign]  # as said
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
 
 
 def _announce(settings: Settings, *, as_json: bool) -> None:

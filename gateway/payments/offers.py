@@ -1,10 +1,12 @@
 """What can be paid, and the token that ties a payment to the offer it answers.
 
-``accepts[].extra.offer`` = base64url(key id, expiry, price, MAC). The MAC covers the deployment,
-method, raw target, price, terms and expiry, so an offer needs no row: whoever brings the token
-back was given this offer, for this request, at this price. It locks the price until the offer
-expires, and it is the secret that tells the first presenter of an authorization from somebody who
-read it in the chain's calldata (an authorization is public once it is settled).
+``accepts[].extra.offer`` = base64url(key id, expiry, price, salt, MAC). The MAC covers the
+deployment, method, raw target, terms and all that stands before it, so an offer needs no row:
+whoever brings the token back was given this offer, for this request, at this price. It locks the
+price until the offer expires, and it is the secret that tells the first presenter of an
+authorization from somebody who read it in the chain's calldata (an authorization is public once it
+is settled). The salt makes it one: no two 402s give the same token, whoever asks for the same
+request in the same second.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from gateway.settings import Chain, Settings
 CALL: Final = "call"  # the change that a call leaves never expires
 CREDITS: Final = "credits"  # a pack expires when its operator says
 
-_HEAD: Final = struct.Struct(">4sQQ")  # key id, expiry in seconds, price in units
+_HEAD: Final = struct.Struct(">4sQQ12s")  # key id, expiry in seconds, price in units, salt
+_SALT_BYTES: Final = 12
 _MAC_BYTES: Final = 24
 
 
@@ -98,25 +101,26 @@ class Opened:
     digest: bytes
 
 
-def _mac(keys: Keys, key_id: bytes, asked: Asked, terms: Terms, expiry_s: int) -> bytes:
+def _mac(keys: Keys, head: bytes, asked: Asked, terms: Terms) -> bytes:
     text = b"".join(
         struct.pack(">I", len(part)) + part
         for part in (
-            b"farebox-offer-1",
+            b"farebox-offer-2",
             keys.deployment.encode(),
             asked.method.encode(),
             asked.target,
-            struct.pack(">QQ", asked.price_units, expiry_s),
+            head,
             terms.sealed(),
         )
     )
-    return hmac.digest(keys.secrets[key_id], text, hashlib.sha256)[:_MAC_BYTES]
+    return hmac.digest(keys.secrets[head[:4]], text, hashlib.sha256)[:_MAC_BYTES]
 
 
 def seal(keys: Keys, asked: Asked, terms: Terms, expiry_s: int) -> str:
     """The token of an offer that can be paid until ``expiry_s``."""
-    head = _HEAD.pack(keys.current, expiry_s, asked.price_units)
-    mac = _mac(keys, keys.current, asked, terms, expiry_s)
+    salt = secrets.token_bytes(_SALT_BYTES)
+    head = _HEAD.pack(keys.current, expiry_s, asked.price_units, salt)
+    mac = _mac(keys, head, asked, terms)
     return base64.urlsafe_b64encode(head + mac).decode().rstrip("=")
 
 
@@ -129,13 +133,12 @@ def unseal(keys: Keys, token: str, asked: Asked, candidates: Sequence[Terms], no
     """
     try:
         raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), b"-_", True)
-        key_id, expiry_s, price_units = _HEAD.unpack(raw[: _HEAD.size])
+        key_id, expiry_s, price_units, _ = _HEAD.unpack(raw[: _HEAD.size])
     except (ValueError, struct.error):
         raise _not_ours() from None
     if key_id in keys.secrets:
-        named = Asked(asked.method, asked.target, price_units)
         for terms in candidates:
-            mac = _mac(keys, key_id, named, terms, expiry_s)
+            mac = _mac(keys, raw[: _HEAD.size], asked, terms)
             if hmac.compare_digest(mac, raw[_HEAD.size :]):
                 if expiry_s < now_s:
                     raise Problem("offer_expired", "This offer has expired: take a new one.")
@@ -157,6 +160,13 @@ def token_digest(token: str) -> bytes:
     except ValueError:
         raw = b""
     return hashlib.sha256(raw).digest()
+
+
+def promised_units(token: str) -> int:
+    """The price a token names. Only for one that is known to be ours."""
+    raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), b"-_", True)
+    units: int = _HEAD.unpack(raw[: _HEAD.size])[2]
+    return units
 
 
 def terms_for_call(settings: Settings, price_units: int, shortfall_units: int) -> list[Terms]:

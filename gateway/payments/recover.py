@@ -8,6 +8,7 @@ last two can fail a payment, and a payment that failed is still minted if its tr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from chain import receipts, sender, transfers
 from chain.errors import Rejected, Unavailable
@@ -19,6 +20,8 @@ from gateway.payments import journal
 from gateway.payments.journal import Payment
 from gateway.payments.rails import Rails, by_authorization
 from gateway.settings import Chain
+
+LOOK_BACK_MS: Final = 3_600_000  # an offer lives two minutes; who paid one comes soon
 
 
 async def recover(rails: Rails, payment: Payment) -> str:
@@ -54,21 +57,42 @@ async def recover(rails: Rails, payment: Payment) -> str:
     return await _again_or_never(rails, rpc, payment, sent)
 
 
+async def seen(
+    rpc: Rpc, chain: Chain, asset: Asset, payer: str, nonce: str
+) -> transfers.Transfer | None:
+    """The transfer to us of an authorization that is marked as used, of the last hour or so.
+
+    None: it is not marked, was cancelled, paid somebody else, or was used longer ago.
+    """
+    if not await transfers.authorization_used(rpc, asset, payer, nonce):
+        return None
+    blocks = LOOK_BACK_MS // rpc.network.finality.block_ms
+    start = max(await rpc.block_number() - blocks, 0)
+    return await _by_anyone(rpc, chain, asset, (payer, nonce), start)
+
+
+async def _by_anyone(
+    rpc: Rpc, chain: Chain, asset: Asset, authorization: tuple[str, str], from_block: int
+) -> transfers.Transfer | None:
+    payer, nonce = authorization
+    tx_hash = await transfers.find_authorization(rpc, asset, payer, nonce, from_block)
+    if tx_hash is None:
+        return None
+    moved = await transfers.transfers_of(rpc, tx_hash, asset, chain.pay_to)
+    return by_authorization(moved or [], payer, nonce)
+
+
 async def _on_chain(
     rpc: Rpc, chain: Chain, asset: Asset, payment: Payment, hashes: list[str]
 ) -> transfers.Transfer | None:
     """The transfer of this authorization, in one of our transactions or in somebody else's."""
     payer, nonce = payment.payer or "", payment.auth_nonce or ""
     for tx_hash in hashes:
-        seen = await transfers.transfers_of(rpc, tx_hash, asset, chain.pay_to)
-        match = by_authorization(seen or [], payer, nonce)
+        moved = await transfers.transfers_of(rpc, tx_hash, asset, chain.pay_to)
+        match = by_authorization(moved or [], payer, nonce)
         if match is not None:
             return match
-    other = await transfers.find_authorization(rpc, asset, payer, nonce, payment.from_block or 0)
-    if other is None:
-        return None
-    seen = await transfers.transfers_of(rpc, other, asset, chain.pay_to)
-    return by_authorization(seen or [], payer, nonce)
+    return await _by_anyone(rpc, chain, asset, (payer, nonce), payment.from_block or 0)
 
 
 async def _again_or_never(

@@ -50,7 +50,7 @@ async def buy(request: Request) -> Response:
         )
     # What was asked for, not its spelling: a repeat may order its members differently.
     content = content_hash(b"credits/purchase", str(units).encode(), payer.encode())
-    came = x402.CameWith(asked, offers.CREDITS, content)
+    came = x402.CameWith(asked, offers.CREDITS, content, units)
     try:
         paid = await x402.pay(node.rails, caller.presented, came)
     except Problem as refusal:
@@ -71,7 +71,7 @@ def _refused(  # noqa: PLR0917
     problem = challenge.for_credits(
         node.settings, node.rails.keys, asked, now, units, refusal=refusal
     )
-    for name, value in replies.refusal_headers(presented, refusal):
+    for name, value in replies.refusal_headers(node, presented, refusal):
         problem.headers[name] = value
     return problem
 

@@ -25,7 +25,7 @@ from chain.schemes import eip3009
 from gateway import ledger
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable, Tx, transact
 from gateway.errors import Problem
-from gateway.payments import journal, offers
+from gateway.payments import journal, offers, recover
 from gateway.payments.journal import AuthKey, Claim, Payment
 from gateway.payments.rails import Rails, by_authorization, refused
 from gateway.payments.wire import Presented
@@ -34,6 +34,7 @@ from wallet_auth.keys import address_of, private_key
 
 # Longer than any request waits, so that a live one is never overtaken by the background loop.
 LEASE_MARGIN_MS: Final = 10_000
+USED: Final = "invalid_transaction_state"  # what a used authorization is refused with, among others
 MakeHold = Callable[[int, int], ledger.Hold]
 """``(account_id, price_units) -> Hold``: the hold of the call that a payment came with."""
 
@@ -43,11 +44,13 @@ class CameWith:
     """The request a payment came with. ``purpose``: what its route sells, a call or credits.
 
     ``content`` identifies it: the same authorization with other content is a conflict.
+    ``amount_units`` is what the request itself says is bought; None: any offer for it will do.
     """
 
     asked: offers.Asked
     purpose: str
     content: bytes
+    amount_units: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +94,8 @@ async def pay(
     asset = _asset(chain, presented)
     auth = presented.authorization
     key = AuthKey(chain.caip2, asset.address, auth.from_, auth.nonce)
-    offer = offers.token_digest(presented.offer) if presented.offer else None
     while True:
-        known = await _join(rails, key, came.content, offer)
+        known = await _join(rails, key, came.content, presented.offer)
         if known is not None:
             return known
         running = rails.settling.get(key)
@@ -144,6 +146,11 @@ def _order(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> Or
         terms = opened.terms
     else:
         terms = _matching(rails.settings, chain, presented, came)
+    if came.amount_units not in (None, terms.amount_units):
+        raise Problem(
+            "invalid_exact_evm_payload_authorization_value_mismatch",
+            f"The request asks for {came.amount_units} units and pays {terms.amount_units}.",
+        )
     try:
         eip3009.check(auth, pay_to=terms.pay_to, amount_units=terms.amount_units, now_s=now_s)
     except Rejected as error:
@@ -205,7 +212,7 @@ def _matching(
     )
 
 
-async def _join(rails: Rails, key: AuthKey, content: bytes, offer: bytes | None) -> Paid | None:
+async def _join(rails: Rails, key: AuthKey, content: bytes, offer: str | None) -> Paid | None:
     """The payment this authorization already belongs to. Waits for one that another node settles.
 
     Raises ``Problem("payment_already_used")`` when it was used for something else.
@@ -222,8 +229,10 @@ async def _join(rails: Rails, key: AuthKey, content: bytes, offer: bytes | None)
             members={"payment_id": payment.id},
         )
     payment = await _await_end(rails, payment)
-    same = claim.offer is not None and offer == claim.offer
-    return Paid(payment, None, None, repeat=True, same_presenter=same)
+    same = offer is not None and offers.token_digest(offer) == claim.offer
+    # The claim was made under this very token, so it is ours, and its price still holds.
+    price_units = offers.promised_units(offer) if offer is not None and same else None
+    return Paid(payment, price_units, None, repeat=True, same_presenter=same)
 
 
 async def _await_end(rails: Rails, payment: Payment) -> Payment:
@@ -249,6 +258,8 @@ async def _settle(rails: Rails, order: Order, make_hold: MakeHold | None) -> Pai
         )
         recipient_chain = "" if kind == "key" else await _chain_of_contract(rpc, order)
         payment = await _claim_and_send(rails, order, recipient_chain, from_block)
+    except Rejected as refusal:
+        return await _spent_before(rails, order, rpc, refusal)
     except ChainError as error:
         raise refused(error) from error
     if payment is None:
@@ -262,6 +273,44 @@ async def _settle(rails: Rails, order: Order, make_hold: MakeHold | None) -> Pai
     if payment.state == "processing":
         await _let_go(rails, payment)
     return Paid(payment, order.price_units, held, repeat=False, same_presenter=True)
+
+
+async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected) -> Paid | None:
+    """The token refuses an authorization: perhaps because it has moved this money already.
+
+    By a transaction of another node, which claimed it before it sent: None, the caller joins. By
+    a stranger's, before the payment was presented here: it is minted to its payer. It was public
+    then, so whoever presents it has not shown that it is theirs. Else raises the refusal.
+    """
+    async with rails.db.read() as tx:
+        if await journal.claim_of(tx, order.key) is not None:
+            return None
+    auth = order.auth
+    try:
+        found = None
+        if refusal.code == USED:
+            found = await recover.seen(rpc, order.chain, order.asset, auth.from_, auth.nonce)
+        if found is None:
+            raise refusal
+        recipient_chain = await _chain_of_contract(rpc, order)
+    except ChainError as error:
+        raise refused(error) from error
+    transfer = found
+
+    async def work(tx: Tx) -> Payment | None:
+        now_ms = await tx.now_ms()
+        block = transfer.block_number
+        payment = _new_payment(rails.settings, order, recipient_chain, block, now_ms)
+        if not await journal.claim(tx, order.key, Claim(payment.id, order.content, None), now_ms):
+            return None
+        await journal.insert(tx, payment)
+        done, _ = await journal.finish(tx, payment.id, transfer, now_ms)
+        return done
+
+    done = await transact(rails.db, work)
+    if done is None:
+        return None
+    return Paid(done, order.price_units, None, repeat=True, same_presenter=False)
 
 
 def _priced(make_hold: MakeHold, price_units: int) -> Callable[[int], ledger.Hold]:

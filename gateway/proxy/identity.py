@@ -118,16 +118,23 @@ def auth_problem(node: Node, method: str, target: Target, error: AuthError) -> P
 def guard_of(node: Node, caller: Caller) -> ledger.Guard:
     """What this request burns: the one-time value of the strongest proof it carries.
 
-    Beside a bare payment an Idempotency-Key is not an alias: it is signed by nobody, and as an id
-    of its own it would let one authorization stand for many calls.
+    The payment's own one-time value is an alias of it: shown again, alone or beside a signature
+    made anew, the payment finds the call it paid for and pays for no other. Beside a bare payment
+    an Idempotency-Key is not an alias: it is signed by nobody, and as an id of its own it would
+    let one authorization stand for many calls.
     """
+    scheme, paid_by = "", None
+    if caller.presented is not None:
+        chain_settings = node.rails.chain_of(caller.presented)
+        asset = caller.presented.asset or chain_settings.network.usdc.address
+        scheme = f"x402:{chain_settings.caip2}:{asset}"
+        paid_by = f"{scheme}:{caller.presented.authorization.nonce}"
     if caller.signer is not None and caller.wallet is not None:
         address, chain = caller.wallet
         principal = f"{chain}:{address}" if chain else address
-        return ledger.Guard(principal, caller.signer.scheme, caller.signer.request_id, caller.alias)
+        alias = caller.alias or paid_by
+        return ledger.Guard(principal, caller.signer.scheme, caller.signer.request_id, alias)
     if caller.presented is None:
         raise ledger.LedgerFault("a request without a proof cannot be guarded")
-    chain_settings = node.rails.chain_of(caller.presented)
-    asset = caller.presented.asset or chain_settings.network.usdc.address
     auth = caller.presented.authorization
-    return ledger.Guard(auth.from_, f"x402:{chain_settings.caip2}:{asset}", auth.nonce)
+    return ledger.Guard(auth.from_, scheme, auth.nonce, paid_by)

@@ -236,7 +236,7 @@ def _refused(
     if refusal.meaning.status != 402:
         return refusal
     problem = _challenge(node, request, price, refusal=refusal)
-    for name, value in replies.refusal_headers(presented, refusal):
+    for name, value in replies.refusal_headers(node, presented, refusal):
         problem.headers[name] = value
     return problem
 

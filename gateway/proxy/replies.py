@@ -15,6 +15,7 @@ from gateway.money import format_credits
 from gateway.node import Node
 from gateway.payments.journal import Payment
 from gateway.payments.wire import Presented, response_headers
+from gateway.proxy import cors
 
 Send = Callable[[Any], Awaitable[None]]
 Pairs = Sequence[tuple[str, str]]
@@ -41,7 +42,8 @@ async def send(reply: Reply, method: str, send_: Send) -> None:
     """Send a whole answer; HEAD gets its headers."""
     headers = [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in reply.headers]
     headers.append((b"content-length", str(len(reply.body)).encode()))
-    await send_({"type": "http.response.start", "status": reply.status, "headers": headers})
+    start = {"type": "http.response.start", "status": reply.status}
+    await send_({**start, "headers": cors.expose(headers)})
     body = b"" if method == "HEAD" else reply.body
     await send_({"type": "http.response.body", "body": body})
 
@@ -72,14 +74,18 @@ def _response(node: Node, payment: Payment) -> list[tuple[str, str]]:
     )
 
 
-def refusal_headers(presented: Presented, refusal: Problem) -> list[tuple[str, str]]:
+def refusal_headers(node: Node, presented: Presented, refusal: Problem) -> list[tuple[str, str]]:
     """PAYMENT-RESPONSE of a payment that was refused before it was sent."""
+    named, v1_name = presented.network, presented.network
+    for chain in node.settings.chains:
+        if presented.network in (chain.caip2, chain.network.v1_name):
+            named, v1_name = chain.caip2, chain.network.v1_name or chain.caip2
     return response_headers(
         success=False,
-        network=presented.network,
+        network=named,
         payer=presented.authorization.from_,
         error=(refusal.code, refusal.detail),
-        v1_name=presented.network,
+        v1_name=v1_name,
     )
 
 
