@@ -219,6 +219,15 @@ async def test_two_digests_and_one_unknown() -> None:
     assert [name for name, _ in (await accepted(request)).digests] == ["sha-256", "sha-512"]
 
 
+@pytest.mark.parametrize("value", ["md5=:AAAA:", "sha-256=:AAAA:", "sha-256", ""])
+@pytest.mark.parametrize("body", [None, b""])
+async def test_a_digest_that_says_nothing_is_refused_at_once(
+    value: str, body: bytes | None
+) -> None:
+    request = by_hand(plain(("content-digest", value)), (*BASIC, "content-digest"))
+    await refused(changed(request, body=body), "signature_digest_mismatch")
+
+
 async def test_a_digest_of_no_body_may_be_covered() -> None:
     empty = "sha-256=:" + base64.b64encode(hashlib.sha256(b"").digest()).decode() + ":"
     request = by_hand(plain(("content-digest", empty)), (*BASIC, "content-digest"))
