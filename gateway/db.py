@@ -18,7 +18,7 @@ import asyncio
 import re
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +38,8 @@ APPLICATION: Final = "farebox"
 
 # Read transactions that may be open at once on SQLite; the pool of PostgreSQL has as many.
 _READERS = 8
+# Account rows kept between transactions on SQLite; forgotten all at once when there are more.
+_REMEMBERED_ROWS = 100_000
 
 # The schema's own description; every tables.py adds to it, the migrations are compared with it.
 metadata = sa.MetaData(
@@ -69,6 +71,7 @@ class Row(Protocol):
     """A result row: by name or by position."""
 
     def __getitem__(self, key: Any) -> Any: ...
+    def __iter__(self) -> Iterator[Any]: ...
     def keys(self) -> Iterable[str]: ...
 
 
@@ -78,10 +81,21 @@ def _numbered(sql: str) -> str:
     return re.sub(r"\$(\d+)", r"?\1", sql)
 
 
+@lru_cache(maxsize=512)
+def _any_of(sql: str, first: int, count: int) -> str:
+    """``{any}`` as SQLite's ``IN (…)`` over the parameters behind the ``first``."""
+    marks = ",".join(f"?{first + 1 + i}" for i in range(count))
+    return _numbered(sql).replace("{any}", f"IN ({marks})")
+
+
 class Tx:
     """An open transaction. Use it only inside its ``async with``."""
 
     dialect: Dialect
+
+    # Account rows that are the truth as long as this transaction holds its lock; None where they
+    # have to be read and locked one by one. Only the ledger's store uses it (see _SqliteDatabase).
+    under_lock: dict[int, Any] | None = None
 
     def __init__(self) -> None:
         self._after_commit: list[Callable[[], None]] = []
@@ -97,7 +111,8 @@ class Tx:
         """The number of rows touched."""
         raise NotImplementedError
 
-    async def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+    async def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> int:
+        """The number of rows touched; -1 where the database does not say (PostgreSQL)."""
         raise NotImplementedError
 
     async def fetchrow(self, sql: str, *params: Any) -> Row | None:
@@ -129,26 +144,32 @@ class _SqliteTx(Tx):
     dialect: Dialect = "sqlite"
     for_update = ""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, under_lock: dict[int, Any] | None = None
+    ) -> None:
         super().__init__()
         self._connection = connection
+        self.under_lock = under_lock
 
     async def fetch(self, sql: str, *params: Any) -> Sequence[Row]:
         return self._connection.execute(_numbered(sql), params).fetchall()
 
     async def execute(self, sql: str, *params: Any) -> int:
+        if self.under_lock and sql.startswith("UPDATE account "):
+            self.under_lock.clear()  # a hand on the table, past the ledger's store
         return self._connection.execute(_numbered(sql), params).rowcount
 
-    async def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
-        self._connection.executemany(_numbered(sql), rows)
+    async def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> int:
+        return self._connection.executemany(_numbered(sql), rows).rowcount
 
     async def fetch_any(self, sql: str, values: Sequence[int], *params: Any) -> Sequence[Row]:
         found: list[Row] = []
-        for start in range(0, len(values), 500):  # SQLite's bound on parameters is far above
-            part = values[start : start + 500]
-            marks = ",".join(f"?{len(params) + 1 + i}" for i in range(len(part)))
-            text = _numbered(sql).replace("{any}", f"IN ({marks})")
-            found += self._connection.execute(text, (*params, *part)).fetchall()
+        for start in range(0, len(values), 512):  # SQLite's bound on parameters is far above
+            part = values[start : start + 512]
+            # As many marks as the next power of two: a few statements serve all lengths.
+            marks = 1 << (len(part) - 1).bit_length()
+            padded = (*params, *part, *([part[-1]] * (marks - len(part))))
+            found += self._connection.execute(_any_of(sql, len(params), marks), padded).fetchall()
         return found
 
     async def now_ms(self) -> int:
@@ -172,8 +193,9 @@ class _PostgresTx(Tx):
         last = status.rsplit(" ", 1)[-1]  # "INSERT 0 1", "UPDATE 3"
         return int(last) if last.isdigit() else 0
 
-    async def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+    async def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> int:
         await self._connection.executemany(sql, rows)
+        return -1
 
     async def fetch_any(self, sql: str, values: Sequence[int], *params: Any) -> Sequence[Row]:
         text = sql.replace("{any}", f"= ANY(${len(params) + 1}::bigint[])")
@@ -273,6 +295,8 @@ class _SqliteDatabase(Database):
         self._path = sqlite_path(url)
         self._reading = asyncio.Semaphore(_READERS)
         self._idle: list[sqlite3.Connection] = []
+        self._under_lock: dict[int, Any] = {}
+        self._version = 0
         try:
             self._writer = self._open()
             self._idle.append(self._open_reader())
@@ -312,11 +336,18 @@ class _SqliteDatabase(Database):
     async def write(self) -> AsyncIterator[Tx]:
         async with self._lock:
             await self._begin()
-            tx = _SqliteTx(self._writer)
+            # Under the write lock, rows seen before are still the truth unless another connection
+            # has committed since: data_version says so.
+            version = self._writer.execute("PRAGMA data_version").fetchone()[0]
+            if version != self._version or len(self._under_lock) > _REMEMBERED_ROWS:
+                self._under_lock.clear()
+                self._version = version
+            tx = _SqliteTx(self._writer, self._under_lock)
             try:
                 yield tx
                 self._writer.execute("COMMIT")
             except BaseException as error:
+                self._under_lock.clear()
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
                 if _is_outage(error):

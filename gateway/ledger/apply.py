@@ -28,6 +28,18 @@ async def apply(
     """
     if not steps:
         return []
+    try:
+        return await _apply(tx, steps, now_ms, ids, writer)
+    except BaseException:
+        # What is in memory is half decided. The caller could go on and commit something else.
+        if tx.under_lock is not None:
+            tx.under_lock.clear()
+        raise
+
+
+async def _apply(
+    tx: Tx, steps: Sequence[Step], now_ms: int, ids: IdBlocks | None, writer: int
+) -> list[Outcome]:
     book = await store.load(tx, steps, now_ms)
     # Every lot may expire once and be pinned once, every pin may leave something unused; a new pin
     # fills either a hold or a lot, so there are at most as many as both together.

@@ -8,8 +8,11 @@ has locked everything already.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields
+from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
 from typing import Final
 
 from gateway.db import Row, Tx
@@ -29,31 +32,52 @@ def columns(names: Sequence[str], table: str = "") -> str:
     return ", ".join(dot + name for name in names)
 
 
-def insert(table: str, names: Sequence[str]) -> str:
+def _insert(table: str, names: Sequence[str]) -> str:
     """An INSERT of all columns, in their order."""
     marks = ", ".join(f"${i + 1}" for i in range(len(names)))
     return f"INSERT INTO {table} ({columns(names)}) VALUES ({marks})"  # noqa: S608
 
 
+# Made once: these stand in every batch.
+_SELECT_ACCOUNTS: Final = f"SELECT {columns(ACCOUNT)} FROM account WHERE id {{any}} ORDER BY id"  # noqa: S608
+_SELECT_TRANSFERS: Final = f"SELECT {columns(TRANSFER)} FROM transfer WHERE id {{any}}"  # noqa: S608
+_INSERT_HOLD: Final = _insert("hold", HOLD)
+_INSERT_TRANSFER: Final = _insert("transfer", TRANSFER)
+_INSERT_ANSWER: Final = _insert("answer", ("hold_id", "status", "headers", "body", "at_ms"))
+_INSERT_LOT: Final = _insert("lot", LOT)
+_INSERT_PIN: Final = _insert("pin", PIN)
+_hold_values: Final = attrgetter(*HOLD)
+_transfer_values: Final = attrgetter(*TRANSFER)
+
+
 def hold_row(row: Row) -> HoldRow:
-    return HoldRow(**{name: row[name] for name in HOLD})
+    """A hold from a row whose columns are ``HOLD``, in that order."""
+    return HoldRow(*row)
 
 
 def transfer_row(row: Row) -> TransferRow:
-    return TransferRow(**{name: row[name] for name in TRANSFER})
+    """A transfer from a row whose columns are ``TRANSFER``, in that order."""
+    return TransferRow(*row)
 
 
 async def load(tx: Tx, steps: Sequence[Step], now_ms: int) -> Book:
     """Everything these steps may look at, under lock. Ids are given to the book afterwards."""
     book = Book(now_ms, iter(()))
-    ids = {s.hold.account_id if isinstance(s, Close) else s.account_id for s in steps}
-    await _load_accounts(tx, book, sorted(ids))
-    await _load_guards(tx, book, [s for s in steps if isinstance(s, Hold)])
-    await _load_closes(tx, book, [s for s in steps if isinstance(s, Close)])
-    await _load_mints(tx, book, [s for s in steps if isinstance(s, Mint)])
+    holds = [s for s in steps if isinstance(s, Hold)]
+    closes = [s for s in steps if isinstance(s, Close)]
+    mints = [s for s in steps if isinstance(s, Mint)]
+    await _load_accounts(tx, book, {_account_of(step) for step in steps})
+    if holds:
+        await _load_guards(tx, book, holds)
+    if closes:
+        await _load_closes(tx, book, closes)
+    if mints:
+        await _load_mints(tx, book, mints)
+    minted = {s.account_id for s in mints}
     for account in book.accounts.values():
-        mine = [s for s in steps if _account_of(s) == account.id]
-        await _load_lots(tx, book, account, mine)
+        if account.id in minted or account.next_expiry_ms <= now_ms:
+            mine = [s for s in steps if _account_of(s) == account.id]
+            await _load_lots(tx, book, account, mine)
     return book
 
 
@@ -61,18 +85,23 @@ def _account_of(step: Step) -> int:
     return step.hold.account_id if isinstance(step, Close) else step.account_id
 
 
-async def _load_accounts(tx: Tx, book: Book, ids: Sequence[int]) -> None:
-    rows = await tx.fetch_any(
-        f"SELECT {columns(ACCOUNT)} FROM account WHERE id {{any}} ORDER BY id{tx.for_update}",  # noqa: S608
-        ids,
-    )
-    for row in rows:
-        book.accounts[row["id"]] = AccountState(**{name: row[name] for name in ACCOUNT})
+async def _load_accounts(tx: Tx, book: Book, ids: Collection[int]) -> None:
+    known: dict[int, AccountState] | None = tx.under_lock
+    if known is None:
+        rows = await tx.fetch_any(_SELECT_ACCOUNTS + tx.for_update, sorted(ids))
+        book.accounts = {row[0]: AccountState(*row) for row in rows}
+        return
+    missing = [account_id for account_id in ids if account_id not in known]
+    if missing:
+        for row in await tx.fetch_any(_SELECT_ACCOUNTS, missing):
+            known[row[0]] = AccountState(*row)
+    for account_id in ids:
+        state = known.get(account_id)
+        if state is not None:
+            book.accounts[account_id] = state
 
 
 async def _load_guards(tx: Tx, book: Book, steps: Sequence[Hold]) -> None:
-    if not steps:
-        return
     keys = [(s.guard.request_id, s.guard.principal, s.guard.scheme, s.account_id) for s in steps]
     aliases = [
         (s.account_id, s.guard.principal, s.guard.alias) for s in steps if s.guard.alias is not None
@@ -114,27 +143,31 @@ async def _holds_by_guard(tx: Tx, keys: Sequence[tuple[str, str, str, int]]) -> 
             " AND x.account_id = k.account_id LIMIT 1) h",
             *(list(column) for column in zip(*keys, strict=True)),
         )
-    found: list[Row] = []
-    for key in keys:
-        found += await tx.fetch(
-            f"SELECT {columns(HOLD)} FROM hold WHERE request_id = $1 AND principal = $2"  # noqa: S608
-            " AND scheme = $3 AND account_id = $4",
-            *key,
-        )
-    return found
+    # As many rows as the next power of two, so that a few statements serve all batches.
+    rows = 1 << (len(keys) - 1).bit_length()
+    padded = [*keys, *([keys[-1]] * (rows - len(keys)))]
+    return await tx.fetch(_guards_of(rows), *chain.from_iterable(padded))
+
+
+@lru_cache(maxsize=16)
+def _guards_of(rows: int) -> str:
+    values = ", ".join(
+        f"(${4 * i + 1}, ${4 * i + 2}, ${4 * i + 3}, ${4 * i + 4})" for i in range(rows)
+    )
+    return (
+        f"WITH k (request_id, principal, scheme, account_id) AS (VALUES {values})"  # noqa: S608
+        f" SELECT DISTINCT {columns(HOLD, 'h')} FROM k CROSS JOIN hold h"
+        " ON h.request_id = k.request_id AND h.principal = k.principal"
+        " AND h.scheme = k.scheme AND h.account_id = k.account_id"
+    )
 
 
 async def _load_transfers(tx: Tx, book: Book, ids: Sequence[int]) -> None:
-    for row in await tx.fetch_any(
-        f"SELECT {columns(TRANSFER)} FROM transfer WHERE id {{any}}",  # noqa: S608
-        ids,
-    ):
-        book.closes[row["id"]] = transfer_row(row)
+    for row in await tx.fetch_any(_SELECT_TRANSFERS, ids):
+        book.closes[row[0]] = TransferRow(*row)
 
 
 async def _load_closes(tx: Tx, book: Book, steps: Sequence[Close]) -> None:
-    if not steps:
-        return
     await _load_transfers(tx, book, [s.hold.id for s in steps])
     lapsing = [s.hold.id for s in steps if s.if_lapsed]
     if lapsing:
@@ -171,17 +204,14 @@ async def _load_mints(tx: Tx, book: Book, steps: Sequence[Mint]) -> None:
 
 
 def _lot(row: Row) -> LotState:
-    return LotState(**{name: row[name] for name in LOT})
+    return LotState(*row)
 
 
 async def _load_lots(tx: Tx, book: Book, account: AccountState, steps: Sequence[Step]) -> None:
     """The live lots that are due, those the fold may reach, and the first one it leaves."""
-    book.lots[account.id] = []
     mints = [s for s in steps if isinstance(s, Mint)]
     # A mint may come later than its own expiry: a payment whose outcome was unknown for long.
     due = min(account.next_expiry_ms, *(s.expires_ms for s in mints), NEVER) <= book.now_ms
-    if not due and not mints:
-        return
     reach = account.pos - account.folded
     reach += sum(s.amount_units for s in steps if isinstance(s, Close))
     rows = await tx.fetch(
@@ -219,26 +249,22 @@ async def _load_open_holds(tx: Tx, book: Book, account: AccountState) -> None:
 async def save(tx: Tx, book: Book, writer: int) -> None:
     """Write the book back. Raises ``LedgerFault`` if a row is not as we read it."""
     if book.new_holds:
-        await tx.executemany(
-            insert("hold", HOLD), [[getattr(h, n) for n in HOLD] for h in book.new_holds]
-        )
+        await tx.executemany(_INSERT_HOLD, map(_hold_values, book.new_holds))
     if book.new_aliases:
         await tx.executemany(
-            insert("request_alias", ("account_id", "principal", "alias", "hold_id")),
+            _insert("request_alias", ("account_id", "principal", "alias", "hold_id")),
             [(*key, hold_id) for key, hold_id in book.new_aliases],
         )
     if book.new_transfers:
-        await tx.executemany(
-            insert("transfer", TRANSFER),
-            [[getattr(t, n) for n in TRANSFER] for t in book.new_transfers],
-        )
-    await _save_lots(tx, book)
-    await _save_pins(tx, book)
+        await tx.executemany(_INSERT_TRANSFER, map(_transfer_values, book.new_transfers))
+    if book.lots or book.pins or book.new_mints:
+        await _save_lots(tx, book)
+        await _save_pins(tx, book)
     if book.new_answers:
         await tx.executemany(
-            insert("answer", ("hold_id", "status", "headers", "body", "at_ms")),
+            _INSERT_ANSWER,
             [
-                (hold_id, a.status, json.dumps(a.headers), a.body, book.now_ms)
+                (hold_id, a.status, _headers_text(a.headers), a.body, book.now_ms)
                 for hold_id, a in book.new_answers
             ],
         )
@@ -246,12 +272,17 @@ async def save(tx: Tx, book: Book, writer: int) -> None:
     await _save_house(tx, book, writer)
 
 
+@lru_cache(maxsize=1_024)
+def _headers_text(headers: tuple[tuple[str, str], ...]) -> str:
+    return json.dumps(headers)
+
+
 async def _save_lots(tx: Tx, book: Book) -> None:
     every = [lot for line in book.lots.values() for lot in line]
     new = [lot for lot in every if lot.new]
     changed = [lot for lot in every if lot.touched and not lot.new]
     if new:
-        await tx.executemany(insert("lot", LOT), [[getattr(x, n) for n in LOT] for x in new])
+        await tx.executemany(_INSERT_LOT, [[getattr(x, n) for n in LOT] for x in new])
     if changed:
         await tx.executemany(
             "UPDATE lot SET remaining_units = $2, state = $3 WHERE id = $1",
@@ -259,12 +290,12 @@ async def _save_lots(tx: Tx, book: Book) -> None:
         )
     if book.new_segments:
         await tx.executemany(
-            insert("segment", ("account_id", "from_pos", "to_pos", "lot_id")),
+            _insert("segment", ("account_id", "from_pos", "to_pos", "lot_id")),
             [(s.account_id, s.from_pos, s.to_pos, s.lot_id) for s in book.new_segments],
         )
     if book.new_mints:
         await tx.executemany(
-            insert("mint_key", ("network", "ref", "n", "lot_id")),
+            _insert("mint_key", ("network", "ref", "n", "lot_id")),
             [(*key, lot_id) for key, lot_id in book.new_mints],
         )
 
@@ -275,7 +306,7 @@ async def _save_pins(tx: Tx, book: Book) -> None:
     changed = [pin for pin in every if pin.touched and not pin.new]
     if new:
         await tx.executemany(
-            insert("pin", PIN),
+            _INSERT_PIN,
             [[getattr(p, name) for name in PIN] for p in new],
         )
     if changed:
@@ -286,6 +317,17 @@ async def _save_pins(tx: Tx, book: Book) -> None:
 
 
 _CHANGING: Final = tuple(n for n in ACCOUNT if n not in ("id", "frozen", "ver"))
+_GUARDED: Final = ("id", "ver", *_CHANGING)
+_guarded_values: Final = attrgetter(*_GUARDED)
+_UPDATE_POSTGRES: Final = (
+    f"UPDATE account a SET {', '.join(f'{n} = n.{n}' for n in _CHANGING)}, ver = a.ver + 1"  # noqa: S608
+    f" FROM unnest({', '.join(f'${i + 1}::bigint[]' for i in range(len(_GUARDED)))})"
+    f" AS n({columns(_GUARDED)}) WHERE a.id = n.id AND a.ver = n.ver"
+)
+_UPDATE_SQLITE: Final = (
+    f"UPDATE account SET {', '.join(f'{n} = ${i + 3}' for i, n in enumerate(_CHANGING))},"  # noqa: S608
+    " ver = ver + 1 WHERE id = $1 AND ver = $2"
+)
 
 
 async def _save_accounts(tx: Tx, book: Book) -> None:
@@ -293,23 +335,16 @@ async def _save_accounts(tx: Tx, book: Book) -> None:
     if not touched:
         return
     # Absolute values are safe only because the row is still the one we read: ver says so.
+    values = [_guarded_values(a) for a in touched]
     if tx.dialect == "postgres":
-        arrays = ", ".join(f"${i + 1}::bigint[]" for i in range(len(_CHANGING) + 2))
-        names = ("id", "ver", *_CHANGING)
-        sets = ", ".join(f"{n} = n.{n}" for n in _CHANGING)
-        count = await tx.execute(
-            f"UPDATE account a SET {sets}, ver = a.ver + 1 FROM unnest({arrays})"  # noqa: S608
-            f" AS n({columns(names)}) WHERE a.id = n.id AND a.ver = n.ver",
-            *([getattr(a, n) for a in touched] for n in names),
-        )
+        count = await tx.execute(_UPDATE_POSTGRES, *map(list, zip(*values, strict=True)))
     else:
-        sets = ", ".join(f"{n} = ${i + 3}" for i, n in enumerate(_CHANGING))
-        sql = f"UPDATE account SET {sets}, ver = ver + 1 WHERE id = $1 AND ver = $2"  # noqa: S608
-        count = 0
-        for a in touched:
-            count += await tx.execute(sql, a.id, a.ver, *(getattr(a, n) for n in _CHANGING))
+        count = await tx.executemany(_UPDATE_SQLITE, values)
     if count != len(touched):
         raise LedgerFault("an account changed under our lock")
+    for account in touched:
+        account.touched = False
+        account.ver += 1
 
 
 async def _save_house(tx: Tx, book: Book, writer: int) -> None:
