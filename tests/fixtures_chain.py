@@ -155,9 +155,9 @@ class FaultyNode:
 
         ``"hang"``: never answer. ``"drop"``: close the connection instead of passing it on.
         ``"lose"``: pass it on and close the connection instead of answering. ``"status"``: an
-        HTTP status and nothing else. ``"body"``: these bytes. ``"error"``: a JSON-RPC error.
-        ``"change"``: a function from the true result to the one that is told. ``"close"``: the
-        true answer, then the end of the connection.
+        HTTP status and nothing else. ``"redirect"``: to this address. ``"body"``: these bytes.
+        ``"error"``: a JSON-RPC error. ``"change"``: a function from the true result to the one
+        that is told. ``"close"``: the true answer, then the end of the connection.
         """
         self.faults[method] = Fault(kind, value, times)
 
@@ -172,12 +172,14 @@ class FaultyNode:
             await self._ending.wait()
         if kind in ("drop", "hang"):
             return self._cut(request)
-        if kind == "status":
-            return web.Response(status=value)
-        if kind == "body":
-            return web.Response(body=value, content_type="application/json")
-        if kind == "error":
-            return web.json_response({"jsonrpc": "2.0", "id": asked["id"], "error": value})
+        made_up = {
+            "status": lambda: web.Response(status=value),
+            "redirect": lambda: web.Response(status=307, headers={"Location": value}),
+            "body": lambda: web.Response(body=value, content_type="application/json"),
+            "error": lambda: web.json_response({"jsonrpc": "2.0", "id": 1, "error": value}),
+        }
+        if kind in made_up:
+            return made_up[kind]()
         assert self._session is not None
         async with self._session.post(self.behind.rpc_url, json=asked) as answered:
             answer = await answered.json()

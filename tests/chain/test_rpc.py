@@ -93,6 +93,18 @@ async def test_a_read_moves_on_to_the_next_url(
         await one.close()
 
 
+async def test_a_redirect_is_not_followed(chain_net: Devnet, faulty_node: FaultyNode) -> None:
+    """It would carry a signed transaction, or a question, to whoever the answer names."""
+    faulty_node.fault("eth_blockNumber", "redirect", chain_net.rpc_url)
+    client = Rpc(NETWORK, [faulty_node.url])
+    try:
+        with pytest.raises(Unavailable) as error:
+            await client.block_number()
+        assert "HTTP 307" in error.value.detail
+    finally:
+        await client.close()
+
+
 async def test_a_url_that_failed_is_asked_last_for_a_while(
     chain_net: Devnet, faulty_node: FaultyNode
 ) -> None:
