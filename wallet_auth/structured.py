@@ -76,7 +76,7 @@ def members(text: str) -> dict[str, str]:
 
 def inner_list(member: str) -> tuple[str, list[tuple[str, str | None]]] | None:
     """``(list, parameters)`` of a member that is an inner list, as texts; ``None`` otherwise."""
-    head = _LIST.match(member)
+    head = _NAMES.match(member) or _LIST.match(member)  # the first is the usual, and quicker
     if head is None:
         return None
     return head[0], [(p[1], p[2]) for p in _PARAM.finditer(member, head.end())]
