@@ -85,7 +85,6 @@ CODES: Final[dict[str, Code]] = {
     "settlement_failed": Code(402, False, "The payment could not be settled"),
     # 403, 404, 405: policy and place
     "account_frozen": Code(403, False, "The account is frozen or in debt"),
-    "forbidden": Code(403, False, "This is not allowed"),
     "not_found": Code(404, False, "There is nothing here"),
     "method_not_allowed": Code(405, False, "This method is not offered here"),
     # 409: conflict
@@ -98,7 +97,6 @@ CODES: Final[dict[str, Code]] = {
     # 413, 415, 429, 431: size and pace
     "body_too_large": Code(413, False, "The body is larger than this gateway takes"),
     "unsupported_media_type": Code(415, False, "The body has a type that is not accepted"),
-    "rate_limited": Code(429, True, "Too many requests"),
     "headers_too_large": Code(431, False, "The header fields are larger than this gateway takes"),
     # 5xx: us and the upstream
     "internal_error": Code(500, True, "Something went wrong here"),

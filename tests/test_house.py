@@ -74,7 +74,7 @@ MAY_USE_ANVIL = ("gateway/demo/", "gateway/cli.py")
 
 # Inside gateway: a module may import its own row and those above it in this list.
 LAYERS = [
-    "db cache config config_rules settings forms errors money observe strict",
+    "db db_sqlite db_postgres cache config config_rules settings forms errors money observe strict",
     "ledger pricing notices",
     "plans payments accounts discovery migrations",
     "proxy web node own middleware",
@@ -119,7 +119,7 @@ WALLS: dict[str, tuple[str, ...]] = {
     "eth_account": ("chain/", "anvil/", "wallet_auth/"),
     "stripe": ("gateway/payments/stripe.py", "gateway/plans/"),
     "redis": ("gateway/cache.py",),
-    "asyncpg": ("gateway/db.py",),
+    "asyncpg": ("gateway/db_postgres.py",),
     "sqlite3": ("gateway/db.py",),
     "sqlalchemy": ("gateway/db.py", "gateway/migrations/"),  # and every tables.py
     "alembic": ("gateway/migrations/",),

@@ -97,14 +97,13 @@ def _upgrade_sqlite(path: Path) -> None:
 
 
 async def _upgrade_postgres(url: str) -> None:
-    import asyncpg
     from sqlalchemy.exc import DBAPIError
     from sqlalchemy.ext.asyncio import create_async_engine
 
+    from gateway.db_postgres import single
+
     # asyncpg reads the URL as it does for the gateway: SQLAlchemy knows other options (sslmode).
-    engine = create_async_engine(
-        "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(url)
-    )
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: single(url))
     try:
         async with engine.begin() as connection:
             await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")

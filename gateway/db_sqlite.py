@@ -1,0 +1,202 @@
+"""SQLite behind ``gateway/db.py``.
+
+One connection writes, guarded by a lock in the process and ``BEGIN IMMEDIATE`` against other
+processes; a few others read. All run on the event loop's own thread, because a statement takes
+microseconds and sqlite3 gives up the GIL at every row. WAL and synchronous=FULL: an answer that
+left is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from typing import Any, Final
+
+from gateway.db import (
+    READERS,
+    Database,
+    DatabaseUnavailable,
+    Dialect,
+    Row,
+    Tx,
+    WriteConflict,
+    sqlite_path,
+)
+
+# Account rows kept between transactions; forgotten all at once when there are more.
+_REMEMBERED_ROWS: Final = 100_000
+
+
+@lru_cache(maxsize=512)
+def _numbered(sql: str) -> str:
+    """``$1`` to SQLite's ``?1``."""
+    return re.sub(r"\$(\d+)", r"?\1", sql)
+
+
+@lru_cache(maxsize=512)
+def _any_of(sql: str, first: int, count: int) -> str:
+    """``{any}`` as SQLite's ``IN (…)`` over the parameters behind the ``first``."""
+    marks = ",".join(f"?{first + 1 + i}" for i in range(count))
+    return _numbered(sql).replace("{any}", f"IN ({marks})")
+
+
+class _SqliteTx(Tx):
+    dialect: Dialect = "sqlite"
+    for_update = ""
+
+    def __init__(
+        self, connection: sqlite3.Connection, under_lock: dict[int, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self._connection = connection
+        self.under_lock = under_lock
+
+    async def fetch(self, sql: str, *params: Any) -> Sequence[Row]:
+        return self._connection.execute(_numbered(sql), params).fetchall()
+
+    async def execute(self, sql: str, *params: Any) -> int:
+        if self.under_lock and sql.startswith("UPDATE account "):
+            self.under_lock.clear()  # a hand on the table, past the ledger's store
+        return self._connection.execute(_numbered(sql), params).rowcount
+
+    async def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> int:
+        return self._connection.executemany(_numbered(sql), rows).rowcount
+
+    async def fetch_any(self, sql: str, values: Sequence[int], *params: Any) -> Sequence[Row]:
+        found: list[Row] = []
+        for start in range(0, len(values), 512):  # SQLite's bound on parameters is far above
+            part = values[start : start + 512]
+            # As many marks as the next power of two: a few statements serve all lengths.
+            marks = 1 << (len(part) - 1).bit_length()
+            padded = (*params, *part, *([part[-1]] * (marks - len(part))))
+            found += self._connection.execute(_any_of(sql, len(params), marks), padded).fetchall()
+        return found
+
+    async def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+
+def _is_outage(error: BaseException) -> bool:
+    """SQLite says with one class that a file is busy, full or broken and that SQL is wrong."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, sqlite3.OperationalError) and code is not None and code & 0xFF != 1
+
+
+def _is_unique_violation(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.IntegrityError) and error.sqlite_errorname in (
+        "SQLITE_CONSTRAINT_UNIQUE",
+        "SQLITE_CONSTRAINT_PRIMARYKEY",
+        "SQLITE_CONSTRAINT_ROWID",
+    )
+
+
+class SqliteDatabase(Database):
+    dialect: Dialect = "sqlite"
+
+    def __init__(self, url: str, wait_s: float) -> None:
+        self.url = url
+        self._wait_s = wait_s
+        self._lock = asyncio.Lock()
+        self._path = sqlite_path(url)
+        self._reading = asyncio.Semaphore(READERS)
+        self._idle: list[sqlite3.Connection] = []
+        self._under_lock: dict[int, Any] = {}
+        self._version = 0
+        try:
+            self._writer = self._open()
+            self._idle.append(self._open_reader())
+        except sqlite3.OperationalError as error:
+            raise DatabaseUnavailable(f"cannot open {self._path}: {error}") from error
+
+    def _open_reader(self) -> sqlite3.Connection:
+        connection = self._open()
+        connection.execute("PRAGMA query_only = 1")
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        # isolation_level=None: we say BEGIN and COMMIT ourselves, at the places that matter.
+        connection = sqlite3.connect(self._path, isolation_level=None, timeout=self._wait_s)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        # From here on a busy database is waited for on the event loop, not inside sqlite3.
+        connection.execute("PRAGMA busy_timeout = 0")
+        return connection
+
+    async def _begin(self) -> None:
+        deadline = time.monotonic() + self._wait_s
+        pause_s = 0.001
+        while True:
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise DatabaseUnavailable(f"the database is not writable: {error}") from error
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.05)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Tx]:
+        async with self._lock:
+            await self._begin()
+            # Under the write lock, rows seen before are still the truth unless another connection
+            # has committed since: data_version says so.
+            version = self._writer.execute("PRAGMA data_version").fetchone()[0]
+            if version != self._version or len(self._under_lock) > _REMEMBERED_ROWS:
+                self._under_lock.clear()
+                self._version = version
+            tx = _SqliteTx(self._writer, self._under_lock)
+            try:
+                yield tx
+                self._writer.execute("COMMIT")
+            except BaseException as error:
+                self._under_lock.clear()
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                if _is_outage(error):
+                    raise DatabaseUnavailable(str(error)) from error
+                if _is_unique_violation(error):
+                    raise WriteConflict(str(error)) from error
+                raise
+        for call in tx._after_commit:
+            call()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Tx]:
+        # Blocks overlap on the loop where one awaits something else, so each has a connection of
+        # its own: on a shared one the first to end would end the snapshot of the other, and who
+        # comes later would not see what was committed before.
+        if self._reading.locked():
+            try:
+                await asyncio.wait_for(self._reading.acquire(), self._wait_s)
+            except TimeoutError as error:
+                raise DatabaseUnavailable("too many readers") from error
+        else:
+            await self._reading.acquire()
+        try:
+            connection = self._idle.pop() if self._idle else self._open_reader()
+            try:
+                connection.execute("BEGIN")
+                yield _SqliteTx(connection)
+            finally:
+                if connection.in_transaction:
+                    connection.execute("COMMIT")
+                self._idle.append(connection)
+        except sqlite3.OperationalError as error:
+            if _is_outage(error):
+                raise DatabaseUnavailable(str(error)) from error
+            raise
+        finally:
+            self._reading.release()
+
+    async def close(self) -> None:
+        async with self._lock:
+            for connection in (*self._idle, self._writer):
+                connection.close()
