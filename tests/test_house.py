@@ -120,7 +120,7 @@ WALLS: dict[str, tuple[str, ...]] = {
     "stripe": ("gateway/payments/stripe.py", "gateway/plans/"),
     "redis": ("gateway/cache.py",),
     "asyncpg": ("gateway/db_postgres.py",),
-    "sqlite3": ("gateway/db.py",),
+    "sqlite3": ("gateway/db_sqlite.py",),
     "sqlalchemy": ("gateway/db.py", "gateway/migrations/"),  # and every tables.py
     "alembic": ("gateway/migrations/",),
     "click": ("gateway/cli.py", "gateway/setup.py"),
