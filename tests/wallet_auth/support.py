@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from wallet_auth import SignedRequest, keys
+from wallet_auth import AuthError, SignedRequest, Signer, keys, verify
 from wallet_auth.request import split_url
 from wallet_auth.signing import sign_request
 
@@ -21,6 +22,11 @@ KEY = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"  # An
 ADDRESS = "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266"
 NOW = 1_900_000_000
 NONCE = "0190c8a1-7c00-7abc-8def-0123456789ab"
+URL = "https://api.example/v1/forecast/oslo"
+BASIC = ("@authority", "@method", "@path")
+BODY = b'{"city":"oslo"}'
+DIGEST = "sha-256=:" + base64.b64encode(hashlib.sha256(BODY).digest()).decode() + ":"
+OTHER_KEY = "0x" + "11" * 32
 CLIENTS = Path(__file__).parents[1] / "clients"
 
 Headers = Iterable[tuple[str, str]]
@@ -37,7 +43,7 @@ def request_of(
 
 def signed(
     method: str = "GET",
-    url: str = "https://api.example/v1/forecast/oslo",
+    url: str = URL,
     headers: Headers = (),
     body: bytes | None = None,
     *,
@@ -125,6 +131,42 @@ def header(request: SignedRequest, name: str) -> str:
     """The value of a field that is there once."""
     (value,) = [v for n, v in request.headers if n == name.encode()]
     return value.decode("latin-1")
+
+
+def plain(*headers: tuple[str, str], url: str = URL, method: str = "GET") -> SignedRequest:
+    """A request that is not signed yet."""
+    return request_of(method, url, headers, None)
+
+
+def posted(*headers: tuple[str, str], body: bytes = BODY) -> SignedRequest:
+    length = ("content-length", str(len(body)))
+    return request_of("POST", URL, [length, *headers], body)
+
+
+def params(**given: str | int | None) -> str:
+    """Signature parameters as they are sent; ``None`` leaves one out, strings come raw."""
+    known: dict[str, str | int | None] = {
+        "created": NOW,
+        "expires": NOW + 60,
+        "nonce": f'"{NONCE}"',
+        "keyid": f'"erc8128:1:{ADDRESS}"',
+    }
+    merged = known | given
+    return "".join(f";{name}={value}" for name, value in merged.items() if value is not None)
+
+
+async def accepted(request: SignedRequest, now_s: int = NOW) -> Signer:
+    signer = await verify(request, now_s, None)
+    assert signer is not None
+    return signer
+
+
+async def refused(request: SignedRequest, code: str, now_s: int = NOW, **options: Any) -> AuthError:
+    with pytest.raises(AuthError) as caught:
+        await verify(request, now_s, options.get("call"))
+    assert caught.value.code == code, caught.value
+    assert caught.value.detail
+    return caught.value
 
 
 class Peer:
