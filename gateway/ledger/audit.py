@@ -35,14 +35,23 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
     ),
     "I1_house_is_sum": (
         "a house account is not the sum of its transfers",
-        """SELECT s.id, s.total, coalesce(h.total, 0) AS has FROM (
-          SELECT id, sum(units) AS total FROM (
-            SELECT credit AS id, amount_units AS units FROM transfer
-            UNION ALL SELECT debit, -amount_units FROM transfer) AS sides
-          WHERE id < {first} GROUP BY id) s
-        LEFT JOIN (SELECT account_id, sum(balance) AS total FROM house_balance
-          GROUP BY account_id) h ON h.account_id = s.id
-        WHERE s.total <> coalesce(h.total, 0)""",
+        """SELECT id, sum(units) AS transfers_less_balance FROM (
+          SELECT credit AS id, amount_units AS units FROM transfer
+          UNION ALL SELECT debit, -amount_units FROM transfer
+          UNION ALL SELECT account_id, -balance FROM house_balance) AS sides
+        WHERE id < {first} GROUP BY id HAVING sum(units) <> 0""",
+    ),
+    "I1_sides": (
+        "a transfer is not between its account and the house",
+        """SELECT id, account_id, debit, credit FROM transfer
+        WHERE NOT (debit = account_id AND credit < {first})
+          AND NOT (credit = account_id AND debit < {first})""",
+    ),
+    "I2_account_is_known": (
+        "a line, a hold or a lot belongs to no account",
+        """SELECT x.account_id, x.id FROM (SELECT account_id, id FROM transfer
+          UNION ALL SELECT account_id, id FROM hold UNION ALL SELECT account_id, id FROM lot) AS x
+        LEFT JOIN account a ON a.id = x.account_id WHERE a.id IS NULL""",
     ),
     "I2_statement_is_whole": (
         "a line of a statement is missing, doubled or out of order",

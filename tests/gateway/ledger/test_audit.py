@@ -1,0 +1,151 @@
+"""Each audit query finds what it is there for: the books are disturbed by hand, in every way."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.db import Database
+from gateway.ledger import Expire, audit
+from tests.gateway.ledger.helpers import (
+    T0,
+    capture,
+    faults,
+    held,
+    hold,
+    mint,
+    minted,
+    one,
+    open_account,
+    run,
+    void,
+)
+
+# What is done to the books -> the queries that must notice at least that.
+DISTURBED = {
+    "UPDATE account SET available = available + 1": {"I1_balance_is_sum", "I8_lots_carry_balance"},
+    "UPDATE account SET available = available - 1, held = held + 1": {"I3_held_is_open_holds"},
+    "UPDATE account SET added = added + 1": {"L10_lifetime_sums"},
+    "UPDATE account SET spent = spent - 1": {"L10_lifetime_sums"},
+    "UPDATE account SET pinned = pinned - 1 WHERE pinned > 0": {"I8_pins_are_of_open_holds"},
+    "UPDATE account SET pos = pos + 1": {"I8_tape_is_whole", "I8_lots_carry_balance"},
+    "UPDATE account SET folded = folded - 1": {"I8_segments_are_whole", "I8_lots_carry_balance"},
+    "UPDATE account SET seq = seq + 1": {"I2_statement_head"},
+    "UPDATE account SET last_id = (SELECT prev_id FROM transfer WHERE id = last_id)": {
+        "I2_statement_head"
+    },
+    "UPDATE account SET next_expiry_ms = next_expiry_ms + 1": {"I8_next_expiry_is_early"},
+    "UPDATE house_balance SET balance = balance + 1 WHERE account_id = 2": {"I1_house_is_sum"},
+    "DELETE FROM house_balance WHERE account_id = 1": {"I1_house_is_sum"},
+    "INSERT INTO house_balance (account_id, writer, balance) VALUES (77, 0, 5)": {
+        "I1_house_is_sum"
+    },
+    "UPDATE transfer SET amount_units = amount_units + 1 WHERE kind = 'capture'": {
+        "I1_balance_is_sum",
+        "I2_statement_is_whole",
+        "I1_house_is_sum",
+    },
+    "UPDATE transfer SET balance_units = balance_units + 1 WHERE kind = 'capture'": {
+        "I2_statement_is_whole"
+    },
+    "UPDATE transfer SET prev_id = 0": {"I2_statement_is_whole"},
+    "UPDATE transfer SET pos = pos + 1 WHERE kind = 'capture'": {"I8_tape_is_whole"},
+    "UPDATE transfer SET kind = 'mint', amount_units = 0 WHERE kind = 'void'": {"I5_mint_is_lot"},
+    "UPDATE transfer SET debit = 3, credit = 2 WHERE kind = 'capture'": {"I1_sides"},
+    "DELETE FROM transfer WHERE kind = 'mint'": {"I5_mint_is_lot", "I2_statement_is_whole"},
+    "DELETE FROM transfer WHERE kind = 'capture'": {"I3_held_is_open_holds", "I2_statement_head"},
+    "DELETE FROM transfer WHERE kind = 'expire'": {"I8_lot_adds_up"},
+    "DELETE FROM hold WHERE id IN (SELECT id FROM transfer)": {"I6_close_is_of_its_hold"},
+    "UPDATE hold SET max_units = 0 WHERE id IN (SELECT id FROM transfer WHERE amount_units > 0)": {
+        "I6_close_is_of_its_hold"
+    },
+    "UPDATE transfer SET amount_units = 1 WHERE kind = 'void'": {"I6_close_is_of_its_hold"},
+    "DELETE FROM mint_key": {"I4_one_mint_per_fact"},
+    "INSERT INTO mint_key (network, ref, n, lot_id) SELECT 'x', 'x', 0, min(id) FROM lot": {
+        "I4_one_mint_per_fact"
+    },
+    "INSERT INTO mint_key (network, ref, n, lot_id) VALUES ('x', 'x', 0, 5)": {
+        "I4_one_mint_per_fact"
+    },
+    "UPDATE lot SET remaining_units = remaining_units - 1 WHERE remaining_units > 0": {
+        "I8_lot_adds_up",
+        "I8_lots_carry_balance",
+    },
+    "UPDATE lot SET minted_units = minted_units + 1": {"I5_mint_is_lot", "I8_lot_adds_up"},
+    "UPDATE lot SET state = 'expired' WHERE remaining_units > 0": {"I8_lots_carry_balance"},
+    "DELETE FROM pin": {"I8_pins_are_of_open_holds", "I8_lot_adds_up"},
+    "UPDATE pin SET captured_units = 0": {"I8_pins_are_of_open_holds", "I8_lot_adds_up"},
+    "DELETE FROM segment": {"I8_segments_are_whole", "I8_lot_adds_up"},
+    "UPDATE segment SET to_pos = to_pos + 1": {"I8_segments_are_whole", "I8_lot_adds_up"},
+    "INSERT INTO transfer SELECT id + 900000, kind, debit, credit, amount_units, 424242, seq,"
+    " prev_id, balance_units, pos, tape_units, ref, reason, at_ms FROM transfer"
+    " WHERE kind = 'void'": {"I2_account_is_known"},
+}
+
+
+async def _books(db: Database) -> None:
+    """A little of everything: expired, folded, pinned, open, captured, voided."""
+    account = await open_account(db)
+    await run(
+        db,
+        mint(account, 10, "a", expires_ms=T0 + 100),
+        mint(account, 30, "b", expires_ms=T0 + 9_000),
+    )
+    early = await held(db, hold(account, "early", 3))
+    await one(db, capture(early, 2))
+    await minted(db, mint(account, 5, "c"))
+    pinned = await held(db, hold(account, "pinned", 4))
+    assert pinned.max_units == 4
+    await one(db, Expire(account), T0 + 100)
+    row = await held(db, hold(account, "r", 6), T0 + 101)
+    await one(db, capture(row, 6), T0 + 101)
+    await one(db, void(await held(db, hold(account, "v", 6), T0 + 101)), T0 + 101)
+    await held(db, hold(account, "open", 1), T0 + 101)
+    assert await faults(db) == []
+
+
+async def _unlock(db: Database) -> None:
+    """Take the triggers away: what is not append-only any more is found by the audit."""
+    async with db.write() as tx:
+        if tx.dialect == "sqlite":
+            rows = await tx.fetch("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+            for row in rows:
+                await tx.execute(f"DROP TRIGGER {row['name']}")
+            return
+        for table in ("hold", "transfer", "segment", "mint_key"):
+            await tx.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+
+
+@pytest.mark.parametrize("sql", DISTURBED)
+async def test_a_disturbance_is_found(broken_db: Database, sql: str) -> None:
+    await _books(broken_db)
+    await _unlock(broken_db)
+    async with broken_db.write() as tx:
+        assert await tx.execute(sql), "nothing was disturbed"
+    assert set(await faults(broken_db)) >= DISTURBED[sql]
+
+
+def test_every_query_is_shown_to_find_something() -> None:
+    # A CHECK of the database stands before the one that is left out.
+    shown = set().union(*DISTURBED.values())
+    assert shown == set(audit.QUERIES) - {"I3_never_negative"}
+
+
+@pytest.mark.parametrize(
+    "change", ["available = -1", "held = -1", "debt = -1", "pinned = held + 1", "folded = pos + 1"]
+)
+async def test_the_database_itself_refuses_what_is_below_zero(db: Database, change: str) -> None:
+    await open_account(db)
+    with pytest.raises(Exception, match=r"(?i)check"):
+        async with db.write() as tx:
+            await tx.execute(f"UPDATE account SET {change}")
+
+
+async def test_a_finding_says_what_and_where(broken_db: Database) -> None:
+    await _books(broken_db)
+    async with broken_db.write() as tx:
+        await tx.execute("UPDATE account SET added = added + 1")
+    async with broken_db.read() as tx:
+        (broken,) = await audit.verify(tx, 0)
+    assert broken.name == "L10_lifetime_sums"
+    assert "lifetime" in broken.meaning
+    assert broken.rows[0]["id"] == 1_000
