@@ -18,7 +18,7 @@ from eth_account import Account as Signer
 
 from anvil import multicall3, usdc
 from anvil.devnet import CHAIN_ID, Account, Devnet, DevnetError, Options, devnet, running
-from anvil.process import find_binary
+from anvil.process import find_binary, tied
 from chain.eth import bytes_tail, checksum, selector, uint_word
 from chain.networks import NETWORKS
 from tests.fixtures_chain import USDC, payment, typed_data
@@ -337,6 +337,18 @@ def test_a_parent_without_any_handler_takes_anvil_along() -> None:
         child.wait()
         assert child.stdout is not None
         child.stdout.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the promise is Linux's")
+def test_a_child_whose_parent_is_gone_already_starts_nothing(tmp_path: Path) -> None:
+    """The parent can die before the kernel is told whom to watch; then nobody would tell us."""
+    begun = tmp_path / "begun"
+    command = tied(["/bin/sh", "-c", f"touch {begun}"])
+    assert subprocess.run(command, check=False).returncode == 0 and begun.exists()
+    begun.unlink()
+    orphan = [word if word != str(os.getpid()) else "1" for word in command]
+    assert orphan != command
+    assert subprocess.run(orphan, check=False).returncode == 1 and not begun.exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
