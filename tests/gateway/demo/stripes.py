@@ -60,7 +60,7 @@ class Stripes:
 
     def settled(self) -> list[dict[str, Any]]:
         """Wait until every delivery has ended; all of them."""
-        answer = self.ask("deliveries?wait_s=30")
+        answer = self.ask("deliveries?wait_s=60")
         assert answer["idle"], answer
         return answer["deliveries"]
 
