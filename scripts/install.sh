@@ -32,12 +32,11 @@ find_python() {
     stop "Python 3.11 or newer (with venv) is needed: install it, or name it: make PYTHON=/path/to/python3"
 }
 
-fill() { # fill FILE: install exactly what is locked there
+fill() { # fill FILE: install exactly what is locked there; a wheel where there is one
     if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then
         uv pip install --quiet --python .venv/bin/python --require-hashes -r "$1" 2>/dev/null && return
     fi
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: \
-        --require-hashes -r "$1"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r "$1"
 }
 
 # The project itself: a line in the import path and the command. Nothing has to be built.

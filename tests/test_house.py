@@ -9,6 +9,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -432,6 +433,24 @@ def test_package_locks_name_no_address() -> None:
 def test_both_requirement_locks_agree() -> None:
     run, dev = pins("requirements.lock"), pins("requirements-dev.lock")
     assert {name: dev.get(name) for name in run} == run
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    from importlib.metadata import packages_distributions
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[\[<>=]", each)[0] for each in project["dependencies"]}
+    owners = packages_distributions()
+    used: set[str] = set()
+    for path in SOURCES:
+        for module, _ in imports(tree(path)):
+            top = module.split(".")[0]
+            if top not in sys.stdlib_module_names and top not in PACKAGES:
+                used |= {name.lower() for name in owners.get(top, [f"{top}: not installed"])}
+    # What a declared package always brings, and what is used where the user has it.
+    brought = {"uvloop", "httptools", "h11", "pydantic_core"}
+    optional = {"httpx2"}
+    assert used - brought - optional == declared
 
 
 # --- linters --------------------------------------------------------------------------------
