@@ -42,6 +42,7 @@ from gateway.proxy.routes_table import Route as PricedRoute
 from gateway.proxy.target import from_scope
 from gateway.settings import Settings
 from gateway.web import routes as web_routes
+from gateway.web.required import payment_required, wants_page
 
 if TYPE_CHECKING:
     import uvicorn
@@ -238,7 +239,17 @@ class _Front:
             await free.serve(node, route, target, scope, receive, send)
             return
         request = paid.Request(route, method, target, scope["headers"], node.now_s())
-        await paid.serve(node, request, receive, send)
+        try:
+            await paid.serve(node, request, receive, send)
+        except Problem as problem:
+            if "PAYMENT-REQUIRED" not in problem.headers:
+                raise
+            accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
+            if not wants_page(accept.decode("latin-1")):
+                problem.headers["Vary"] = "Accept"
+                raise
+            page = payment_required(node.settings, problem, method, target.raw.decode("ascii"))
+            await page(scope, receive, send)
 
 
 async def _preflight(methods: Any, headers: Any, send: Send) -> None:

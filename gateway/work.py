@@ -25,6 +25,7 @@ from gateway.settings import Settings
 LAPSE_MARGIN_MS: Final = 2_000
 PAYMENT_LEASE_MS: Final = 15_000
 AUDIT_EVERY_S: Final = 3_600
+_LONGEST_LOOK_MS: Final = 60_000
 _PER_ROUND: Final = 50
 _PASSING: Final = (ChainError, CardError, DatabaseUnavailable, CommitUnknown, TimeoutError)
 
@@ -81,15 +82,24 @@ async def finish_payments(node: Node) -> None:
         except _PASSING as error:
             log.warning("payment %s: %s; it is looked at again", payment.id, error)
             continue
-        if state != "processing":
+        if state == "processing":
+            async with node.db.write() as tx:
+                now_ms = await tx.now_ms()
+                await journal.release(tx, payment.id, now_ms + _next_look_ms(payment, now_ms))
+        else:
             log.info("payment %s, interrupted before, is %s", payment.id, state)
+
+
+def _next_look_ms(payment: journal.Payment, now_ms: int) -> int:
+    """Soon while somebody may still wait for it, then ever more rarely."""
+    return min(max((now_ms - payment.created_at_ms) // 4, 1_000), _LONGEST_LOOK_MS)
 
 
 async def _look_at_cards(node: Node) -> None:
     if node.cards is None:
         return
-    async with node.db.read() as tx:
-        waiting = await card.open_payments(tx, await tx.now_ms(), _PER_ROUND)
+    async with node.db.write() as tx:
+        waiting = await card.take_open(tx, await tx.now_ms(), _PER_ROUND)
     for payment in waiting:
         await card.look(node.cards, payment)
 

@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from chain.eth import checksum
 from gateway import ledger
 from gateway.accounts import wallets
 from gateway.db import Database, Tx, transact
@@ -52,9 +53,10 @@ async def start(cards: Cards, amount_units: int, wallet: str) -> Payment:
             created_s=payment.created_at_ms // 1000,
             amount_units=amount_units,
             title=f"{format_credits(amount_units, cards.settings.credits.per_usd)} credits",
-            detail=f"For the wallet {wallet}",
+            detail=f"For the wallet {checksum(wallet)}",
             success_url=f"{base}/farebox/buy/{payment.id}",
-            cancel_url=f"{base}/farebox/buy?wallet={wallet}",
+            cancel_url=f"{base}/farebox/buy?wallet={checksum(wallet)}"
+            f"&usd={format_usd(amount_units).removeprefix('$')}&canceled=1",
         )
     except stripe.Refused as error:
         async with cards.db.write() as tx:
@@ -106,7 +108,7 @@ async def _intend(tx: Tx, settings: Settings, amount_units: int, wallet: str) ->
         error_detail=None,
         created_at_ms=now_ms,
         updated_at_ms=now_ms,
-        lease_ms=0,
+        lease_ms=now_ms + 30_000,  # the first look, if no message came
     )
     await journal.insert(tx, payment)
     return payment
@@ -272,17 +274,29 @@ async def look(cards: Cards, payment: Payment) -> str:
     return payment.state if after is None else after.state
 
 
-async def open_payments(tx: Tx, now_ms: int, limit: int) -> Sequence[Payment]:
-    """Card payments that a person may have paid: opened more than half a minute and less than
-    two hours ago, and not ended."""
+async def take_open(tx: Tx, now_ms: int, limit: int) -> Sequence[Payment]:
+    """Card payments that may have been paid without our hearing of it, due for another look.
+
+    A session is open for an hour, a bank debit takes days: the older a payment, the rarer the
+    looks (a tenth of its age, at least half a minute), and none after thirty days.
+    """
     rows = await tx.fetch(
-        "SELECT id FROM payment WHERE provider = $1 AND state IN ('created', 'processing')"
-        " AND external_ref IS NOT NULL AND created_at_ms BETWEEN $2 AND $3"
-        " ORDER BY created_at_ms LIMIT $4",
+        "SELECT id, created_at_ms FROM payment WHERE provider = $1 AND external_ref IS NOT NULL"
+        " AND lease_ms <= $2 AND created_at_ms > $3 AND (state = 'processing'"
+        " OR (state = 'created' AND created_at_ms > $4)) ORDER BY lease_ms LIMIT $5",
         PROVIDER,
+        now_ms,
+        now_ms - 30 * 86_400_000,
         now_ms - 7_200_000,
-        now_ms - 30_000,
         limit,
     )
-    found = [await journal.by_id(tx, row["id"]) for row in rows]
-    return [payment for payment in found if payment is not None]
+    found = []
+    for row in rows:
+        wait_ms = max((now_ms - row["created_at_ms"]) // 10, 30_000)
+        await tx.execute(
+            "UPDATE payment SET lease_ms = $2 WHERE id = $1", row["id"], now_ms + wait_ms
+        )
+        payment = await journal.by_id(tx, row["id"])
+        if payment is not None:
+            found.append(payment)
+    return found

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from chain.eth import is_address
+from gateway import forms
 from gateway.db import DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.ledger import read
@@ -16,6 +16,7 @@ from gateway.node import Node, unavailable
 from gateway.own import amount, answer, body_of, caller_of, node_of, object_of
 from gateway.payments import card, challenge, journal, offers, purchase, x402
 from gateway.payments.rails import content_hash
+from gateway.payments.wire import Presented
 from gateway.proxy import replies
 from gateway.proxy.target import from_scope
 
@@ -34,10 +35,13 @@ async def buy(request: Request) -> Response:
         return await _card(node, wanted, units)
     if method != "x402":
         raise Problem("invalid_request", 'payment_method is "x402" or "card".')
-    caller = await caller_of(request, body)
     target = from_scope(request.scope)
     asked = offers.Asked("POST", target.raw, 0)
     now = node.now_s()
+    try:
+        caller = await caller_of(request, body)
+    except Problem as refusal:
+        raise _refused(node, asked, now, units, None, refusal) from None
     if caller.presented is None:
         raise challenge.for_credits(node.settings, node.rails.keys, asked, now, units)
     recipient = _wallet(wanted) if "wallet_address" in wanted else None
@@ -63,7 +67,7 @@ def _refused(  # noqa: PLR0917
     asked: offers.Asked,
     now: int,
     units: int,
-    presented: Any,
+    presented: Presented | None,
     refusal: Problem,
 ) -> Problem:
     if refusal.meaning.status != 402:
@@ -81,7 +85,7 @@ async def _bought(  # noqa: PLR0917
     asked: offers.Asked,
     now: int,
     units: int,
-    presented: Any,
+    presented: Presented,
     paid: x402.Paid,
 ) -> Response:
     payment = paid.payment
@@ -114,10 +118,13 @@ async def _view(node: Node, payment: journal.Payment) -> dict[str, Any]:
 
 
 def _wallet(wanted: dict[str, Any]) -> str:
+    """The wallet that gets the credits. A mixed-case address must have its EIP-55 checksum right:
+    a card payment to a mistyped one would be lost."""
     wallet = wanted.get("wallet_address")
-    if not isinstance(wallet, str) or not is_address(wallet):
-        raise Problem("invalid_request", "wallet_address is 0x and 40 hex digits.")
-    return wallet.lower()
+    try:
+        return forms.address(wallet)
+    except ValueError as error:
+        raise Problem("invalid_request", f"wallet_address {error}.") from None
 
 
 async def _card(node: Node, wanted: dict[str, Any], units: int) -> Response:
