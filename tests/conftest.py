@@ -25,7 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """The run's own process makes the folder that its xdist workers inherit."""
     if not hasattr(config, "workerinput"):
         os.environ["TEST_RUN_PID"] = str(os.getpid())
-        os.environ["TEST_RUN_DIR"] = tempfile.mkdtemp(prefix="farebox-tests-")
+        servers.remove_dead_runs()
+        os.environ["TEST_RUN_DIR"] = tempfile.mkdtemp(prefix=f"{servers.RUN_PREFIX}{os.getpid()}-")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -40,6 +40,7 @@ from tests.keeper import die_with_parent
 
 T = TypeVar("T")
 START_TIMEOUT_S = 30
+RUN_PREFIX = "farebox-tests-"  # and the id of the run's process
 _keepers: list[subprocess.Popen[bytes]] = []  # one a server; dropped, Python would complain
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
@@ -55,6 +56,24 @@ def run_dir() -> Path:
 def run_pid() -> int:
     """The process that lives as long as the test run: pytest, or the controller of xdist."""
     return int(os.environ["TEST_RUN_PID"])
+
+
+def remove_dead_runs() -> None:
+    """Folders of runs that were killed before anybody could remove them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{RUN_PREFIX}*-*"):
+        pid = folder.name.removeprefix(RUN_PREFIX).partition("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def note(part: str, version: str) -> None:
