@@ -250,12 +250,12 @@ async def fail(tx: Tx, payment_id: str, code: str, detail: str, now_ms: int) -> 
     )
 
 
-async def release(tx: Tx, payment_id: str, now_ms: int) -> None:
-    """Nobody waits for this payment any more: the background loop may take it at once."""
+async def release(tx: Tx, payment_id: str, at_ms: int) -> None:
+    """Nobody is working on this payment any more: the background loop may take it from then on."""
     await tx.execute(
         "UPDATE payment SET lease_ms = $2 WHERE id = $1 AND state = 'processing'",
         payment_id,
-        now_ms,
+        at_ms,
     )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from chain import sender, transfers
@@ -349,7 +349,7 @@ async def _claim_and_send(
                 key, chain.network.chain_id, nonce, order.asset.address, data, fees
             )
             await journal.store_prepared(tx, prepared, payment.id, now_ms)
-            return payment, prepared
+            return replace(payment, tx_hash=prepared.tx_hash), prepared
 
         claimed = await transact(rails.db, work)
         if claimed is None:

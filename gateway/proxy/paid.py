@@ -50,8 +50,17 @@ class Request:
 
 async def serve(node: Node, request: Request, receive: Receive, send: Send) -> None:
     """Answer a request to a priced route. Raises ``Problem`` for every refusal."""
-    caller = await identify(node, request.method, request.target, request.headers, request.now_s)
-    if caller.signer is None and caller.presented is None:
+    presented = None
+    try:
+        caller = await identify(
+            node, request.method, request.target, request.headers, request.now_s
+        )
+        presented = caller.presented
+        if presented is not None:
+            node.rails.chain_of(presented)
+    except Problem as refusal:
+        raise _refused(node, request, _quote(request, None), presented, refusal) from None
+    if caller.signer is None and presented is None:
         raise _challenge(node, request, _quote(request, None))
     body = await read_body(receive, request.headers, node.settings.server.max_body_bytes)
     if caller.signer is not None:
@@ -230,7 +239,7 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
 
 
 def _refused(
-    node: Node, request: Request, price: Quote, presented: Presented, refusal: Problem
+    node: Node, request: Request, price: Quote, presented: Presented | None, refusal: Problem
 ) -> Problem:
     """A payment that was refused: its reason, a PAYMENT-RESPONSE, and fresh offers."""
     if refusal.meaning.status != 402:

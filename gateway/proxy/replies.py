@@ -74,16 +74,22 @@ def _response(node: Node, payment: Payment) -> list[tuple[str, str]]:
     )
 
 
-def refusal_headers(node: Node, presented: Presented, refusal: Problem) -> list[tuple[str, str]]:
-    """PAYMENT-RESPONSE of a payment that was refused before it was sent."""
-    named, v1_name = presented.network, presented.network
+def refusal_headers(
+    node: Node, presented: Presented | None, refusal: Problem
+) -> list[tuple[str, str]]:
+    """PAYMENT-RESPONSE of a payment that was refused before it was sent.
+
+    ``presented`` None: it could not be read so far; then the network is the one we offer first.
+    """
+    named = v1_name = "" if presented is None else presented.network
     for chain in node.settings.chains:
-        if presented.network in (chain.caip2, chain.network.v1_name):
+        if named in ("", chain.caip2, chain.network.v1_name):
             named, v1_name = chain.caip2, chain.network.v1_name or chain.caip2
+            break
     return response_headers(
         success=False,
         network=named,
-        payer=presented.authorization.from_,
+        payer="" if presented is None else presented.authorization.from_,
         error=(refusal.code, refusal.detail),
         v1_name=v1_name,
     )

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -236,7 +237,8 @@ routes = {self.routes}
 
     def broken(self) -> dict[str, Any]:
         """What ``farebox ledger verify`` finds; empty if the books are in order."""
-        return hands.verify(self.settings())
+        with ThreadPoolExecutor(1) as pool:  # it brings a loop of its own
+            return pool.submit(hands.verify, self.settings()).result()
 
     def rows(self, sql: str, *params: Any) -> list[dict[str, Any]]:
         """Look into the database."""
