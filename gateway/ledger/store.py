@@ -231,16 +231,19 @@ async def _load_lots(tx: Tx, book: Book, account: AccountState, steps: Sequence[
         await _load_open_holds(tx, book, account)
 
 
+# By age: the old ones stand in open_hold, the young ones above the watermark. As one condition
+# with OR it would read every hold there ever was.
+OPEN_HOLDS: Final = (
+    f"SELECT {columns(HOLD, 'h')} FROM (SELECT hold_id AS id FROM open_hold WHERE account_id = $1"  # noqa: S608
+    " UNION SELECT id FROM hold WHERE account_id = $1"
+    " AND id >= (SELECT next FROM sequence WHERE name = 'swept')) AS o"
+    " JOIN hold h ON h.id = o.id LEFT JOIN transfer t ON t.id = h.id"
+    " WHERE t.id IS NULL ORDER BY h.id"
+)
+
+
 async def _load_open_holds(tx: Tx, book: Book, account: AccountState) -> None:
-    """Open holds by age: the old ones stand in ``open_hold``, the young above the watermark."""
-    rows = await tx.fetch(
-        f"SELECT {columns(HOLD, 'h')} FROM hold h LEFT JOIN transfer t ON t.id = h.id"  # noqa: S608
-        " WHERE h.account_id = $1 AND t.id IS NULL AND (h.id >="
-        " (SELECT next FROM sequence WHERE name = 'swept')"
-        " OR h.id IN (SELECT hold_id FROM open_hold WHERE account_id = $1))"
-        " ORDER BY h.id",
-        account.id,
-    )
+    rows = await tx.fetch(OPEN_HOLDS, account.id)
     book.open_holds[account.id] = [hold_row(row) for row in rows]
     # The pins of those that are being closed may be here already.
     await _load_pins(tx, book, [h.id for h in book.open_holds[account.id] if h.id not in book.pins])

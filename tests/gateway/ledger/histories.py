@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from gateway import db as database
+from gateway import db_postgres, db_sqlite
 from gateway.db import Database, Tx
 from gateway.ledger import (
     AlreadyClosed,
@@ -27,6 +28,7 @@ from gateway.ledger import (
     Held,
     Hold,
     HoldRow,
+    LedgerFault,
     Mint,
     Minted,
     MintedBefore,
@@ -59,8 +61,8 @@ class Clock:
         async def now_ms(_tx: Tx) -> int:
             return self.now_ms
 
-        patch.setattr(database._SqliteTx, "now_ms", now_ms)
-        patch.setattr(database._PostgresTx, "now_ms", now_ms)
+        patch.setattr(db_sqlite._SqliteTx, "now_ms", now_ms)
+        patch.setattr(db_postgres._PostgresTx, "now_ms", now_ms)
 
 
 def make(seed: int, length: int) -> History:
@@ -115,9 +117,15 @@ def _entry(rng: random.Random) -> Entry:  # noqa: PLR0911  (a table)
 
 @dataclass
 class Run:
-    """One history being run on one database and on the model."""
+    """One history being run on one database and on the model.
+
+    ``other`` is another process's connection to the same database. Before some batches the same
+    steps are applied in a transaction that is rolled back, or together with a faulty one: neither
+    may leave a trace, in the database or in anybody's memory.
+    """
 
     db: Database
+    other: Database
     clock: Clock
     open_account: Callable[[], Awaitable[int]]
     rng: random.Random
@@ -217,7 +225,17 @@ class Run:
         self.steps += len(batch)
         now_ms = self.clock.now_ms
         blocks = self.blocks if self.rng.random() < 0.5 else None
-        async with self.db.write() as tx:
+        db = self.db if self.rng.random() < 0.7 else self.other
+        trouble = self.rng.choice(("none", "none", "none", "rolled back", "fault"))
+        if trouble == "rolled back":
+            with suppress(_Back):
+                async with db.write() as tx:
+                    await apply(tx, batch, now_ms)
+                    raise _Back
+        async with db.write() as tx:
+            if trouble == "fault":
+                with pytest.raises(LedgerFault):
+                    await apply(tx, [*batch, Mint(self.accounts[0], 0, "", "", 0, "")], now_ms)
             outcomes = await apply(tx, batch, now_ms, ids=blocks, writer=self.rng.randrange(2))
         self.model.at(now_ms)
         for step, outcome in zip(batch, outcomes, strict=True):
@@ -313,7 +331,7 @@ class Run:
         with expiries that nobody has found yet.
         """
         self.model.at(self.clock.now_ms)
-        try:
+        with suppress(_Back):
             async with self.db.write() as tx:
                 await apply(tx, [Expire(a) for a in self.accounts], self.clock.now_ms)
                 for account in self.accounts:
@@ -321,8 +339,6 @@ class Run:
                     said = self._modelled(account)
                     assert told == said, f"account {account}: {told}, the model says {said}"
                 raise _Back
-        except _Back:
-            pass
 
     def _modelled(self, account: int) -> dict[str, object]:
         lots = {

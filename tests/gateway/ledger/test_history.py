@@ -41,8 +41,12 @@ async def play(db: Database, clock: Clock, history: History, seed: int) -> Run:
         async with db.write() as tx:
             return await wallets.ensure(tx, address(next(_numbers)), T0)
 
-    run = Run(db, clock, open_account, random.Random(seed))
-    await run.all(history)
+    other = await Database.connect(db.url)
+    try:
+        run = Run(db, other, clock, open_account, random.Random(seed))
+        await run.all(history)
+    finally:
+        await other.close()
     return run
 
 

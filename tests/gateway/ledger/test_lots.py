@@ -6,6 +6,7 @@ import pytest
 
 from gateway.db import Database
 from gateway.ledger import Balance, Closed, Current, Expire, Held, LedgerFault, Minted, Short
+from gateway.ledger.store import OPEN_HOLDS
 from tests.gateway.ledger.helpers import (
     T0,
     capture,
@@ -248,6 +249,14 @@ async def test_lots_that_expire_together_are_spent_in_the_order_of_their_ids(db:
     await one(db, capture(row, 7))
     await minted(db, mint(account, 1, "fold"))
     assert [units for _, units, _ in await lots(db, account)] == [0, 3, 5, 1]
+
+
+async def test_open_holds_are_found_without_reading_every_hold(sqlite_url: str) -> None:
+    db = await Database.connect(sqlite_url)
+    async with db.read() as tx:
+        plan = [row["detail"] for row in await tx.fetch(f"EXPLAIN QUERY PLAN {OPEN_HOLDS}", 1)]
+    assert not [step for step in plan if step in ("SCAN h", "SCAN hold")], plan
+    await db.close()
 
 
 @pytest.mark.parametrize("units", [0, -1])
