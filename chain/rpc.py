@@ -24,6 +24,7 @@ from chain.errors import NodeError, Reverted, Unavailable, Unknown
 from chain.eth import data_bytes, quantity, read_string
 from chain.networks import Network
 from wallet_auth.keys import keccak256
+from wallet_auth.strict import json_object
 
 if TYPE_CHECKING:
     import aiohttp
@@ -41,8 +42,6 @@ _SAID_HALT: Final = re.compile(
     r"(?:under|over)flow",
     re.IGNORECASE,
 )
-MAX_DEPTH: Final = 32
-_BRACKET: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -301,14 +300,9 @@ async def _connection_made(_session: object, context: Any, _params: object) -> N
 
 def _result(raw: bytes, status: int) -> Any:
     try:
-        _require_shallow(raw)
-        answer = json.loads(
-            raw, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_refuse
-        )
-    except (ValueError, RecursionError):
-        raise _BadAnswer(f"HTTP {status}, not JSON") from None
-    if not isinstance(answer, dict):
-        raise _BadAnswer(f"HTTP {status}, not a JSON-RPC object")
+        answer = json_object(raw, floats=False)  # the protocol writes every number as text
+    except ValueError as fault:
+        raise _BadAnswer(f"HTTP {status}, {fault}") from None
     error = answer.get("error")
     if isinstance(error, dict):
         raise _node_error(error)
@@ -342,27 +336,6 @@ def _revert_reason(data: bytes) -> str:
         return read_string(data[4:])
     except ValueError:
         return ""
-
-
-def _require_shallow(raw: bytes) -> None:
-    """Refuse deep nesting before it is parsed: deep enough, Python's own parser can crash."""
-    depth = 0
-    for found in _BRACKET.finditer(raw):
-        mark = found.group()
-        depth += (mark in (b"[", b"{")) - (mark in (b"]", b"}"))
-        if depth > MAX_DEPTH:
-            raise ValueError("nested too deep")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("duplicate key")
-    return found
-
-
-def _refuse(text: str) -> Any:
-    raise ValueError(f"{text} is not a number of this protocol")
 
 
 def _now_ms() -> int:

@@ -27,6 +27,7 @@ RESERVED: Final = (
     "/metrics",
     "/api/external",
 )
+"""The gateway's own paths: what is one of these or lies under one never reaches an upstream."""
 CLIENT_CAP_UNITS: Final = 1_000_000
 """Stock x402 clients refuse more than $1 in one payment unless they are told otherwise."""
 

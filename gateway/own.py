@@ -13,8 +13,8 @@ from gateway.money import format_credits
 from gateway.node import Node
 from gateway.proxy.identity import Caller, auth_problem, identify
 from gateway.proxy.target import Target, from_scope
-from gateway.strict import json_object
 from wallet_auth import AuthError, check_body
+from wallet_auth.strict import json_object
 
 MAX_OWN_BODY_BYTES: Final = 64 * 1024
 NODE: Final = "farebox.node"  # where the front puts the node in the ASGI scope

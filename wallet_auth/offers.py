@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,16 +18,15 @@ from typing import Any, Final
 from coincurve import PrivateKey
 
 from wallet_auth import keys
+from wallet_auth.strict import base64_bytes, json_object
 
 MAX_HEADER: Final = 65536
 MAX_OFFERS: Final = 32
 MAX_TIMEOUT_S: Final = 600
 """Longest an authorization is made valid for, whatever the 402 asks: so long it can be cashed."""
-_MAX_DEPTH: Final = 32
 _NUMBER: Final = re.compile(r"[0-9]{1,78}")
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 _NETWORK: Final = re.compile(r"eip155:([1-9][0-9]{0,18})")
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _USD: Final = re.compile(r"\$?([0-9]{1,12})(?:\.([0-9]{1,6}))?")
 _FLOWS: Final = (None, "authorization", "upfront")
 
@@ -100,26 +98,11 @@ def usd_units(amount: str) -> int:
 
 
 def read_header(value: str) -> dict[str, Any]:
-    """The JSON object in a base64 header of x402. Strict; raises ``ValueError``.
-
-    Padding may be missing. Duplicate keys, NaN, numbers past a double, deep nesting and anything
-    but an object are refused.
-    """
-    if len(value) > MAX_HEADER or not _BASE64.fullmatch(value):
-        raise ValueError("not a base64 header of a sensible size")
-    digits = value.rstrip("=")
-    if len(digits) % 4 == 1:
-        raise ValueError("not base64")
-    text = base64.b64decode(digits + "=" * (-len(digits) % 4)).decode()
-    try:
-        found = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_refuse, parse_float=_float
-        )
-    except RecursionError as deep:
-        raise ValueError("JSON nested too deeply") from deep
-    if not isinstance(found, dict) or _depth(found) > _MAX_DEPTH:
-        raise ValueError("not a JSON object of a sensible depth")
-    return found
+    """The JSON object in a base64 header of x402. Strict (``wallet_auth/strict.py``); raises
+    ``ValueError``."""
+    if len(value) > MAX_HEADER:
+        raise ValueError("not a header of a sensible size")
+    return json_object(base64_bytes(value.encode("ascii")))
 
 
 def write_header(value: Mapping[str, Any]) -> str:
@@ -261,36 +244,3 @@ def _matching(value: object, form: re.Pattern[str], member: str) -> str:
     if not isinstance(value, str) or not form.fullmatch(value):
         raise ValueError(f"has no proper {member}")
     return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("JSON with a key given twice")
-    return found
-
-
-def _refuse(word: str) -> Any:
-    raise ValueError(f"JSON with {word}")
-
-
-def _float(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError("JSON with a number past all bounds")
-    return number
-
-
-def _depth(value: object) -> int:
-    """Nesting of lists and objects, level by level so that no input exhausts the stack."""
-    level: list[object] = [value]
-    depth = 0
-    while level := [inner for outer in level for inner in _members(outer)]:
-        depth += 1
-    return depth
-
-
-def _members(value: object) -> Collection[object]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()

@@ -27,7 +27,7 @@ from gateway.payments.stripe_facts import (
     Fact,
     session_facts,
 )
-from gateway.strict import json_object
+from wallet_auth.strict import json_object
 
 TIMEOUT_S: Final = 20
 TOLERANCE_S: Final = 300  # Stripe's own default for the age of a webhook signature

@@ -14,7 +14,7 @@ from typing import Any, Final
 from chain.errors import Rejected
 from chain.schemes import eip3009
 from gateway.errors import Problem
-from gateway.strict import base64_bytes, json_object
+from wallet_auth.strict import base64_bytes, json_object
 
 PAYMENT_HEADERS: Final = (b"payment-signature", b"x-payment", b"payment")
 MAX_HEADER_BYTES: Final = 24_000

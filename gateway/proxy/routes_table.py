@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from gateway.config_rules import RESERVED
 from gateway.forms import RateLimit
 from gateway.pricing.quote import PriceRule
 from gateway.pricing.rules import compile_price
@@ -28,14 +29,6 @@ from gateway.proxy.target import Target
 from gateway.settings import Route as RouteSettings
 from gateway.settings import Upstream
 
-RESERVED: Final = (
-    "/farebox",
-    "/.well-known/x402",
-    "/healthz",
-    "/readyz",
-    "/metrics",
-    "/api/external",
-)
 _RESERVED: Final = frozenset(own.encode() for own in RESERVED)
 _RESERVED_ABOVE: Final = tuple(own.encode() + b"/" for own in RESERVED)
 NEVER_FORWARDED: Final = frozenset({"CONNECT", "TRACE"})
