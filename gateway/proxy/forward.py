@@ -1,15 +1,18 @@
 """The call itself: forward under a hold, capture what was used or void, and only then answer.
 
-The capture is committed before the last byte of the answer leaves; for an answer short enough to
-be kept in memory before the first one. So every answer a caller has whole is in the ledger.
+The capture is committed before the end of the answer leaves; for an answer short enough to be
+kept in memory before its first byte. So every answer a caller has whole is in the ledger. A caller
+who hangs up, or stops reading, pays for what the upstream did all the same.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from gateway import ledger
 from gateway.db import CommitUnknown, DatabaseUnavailable
@@ -22,9 +25,16 @@ from gateway.proxy.target import Target
 from gateway.proxy.upstream import Answer, Timeouts, open_upstream
 from wallet_auth import Signer
 
+Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 Fields = Sequence[tuple[bytes, bytes]]
 # Never stored with an answer: it would be given to whoever repeats the request.
+# How far an upstream is heard out when the caller has left: then it is cut, and charged.
+DRAIN_BYTES: Final = 16 << 20
+DRAIN_S: Final = 15
+# A caller who took this long over one piece was not reading: if the upstream gives up after that,
+# it is the caller's doing. (What waits in buffers is taken at once when it reads again.)
+NOT_READING_S: Final = 3
 _NOT_STORED = frozenset((b"set-cookie", b"content-length", b"date", b"server"))
 
 
@@ -48,9 +58,12 @@ class Ticket:
     receipt: replies.Receipt | None
 
 
-async def run(node: Node, incoming: Incoming, ticket: Ticket, send: Send) -> None:
-    """Run a call that is held and answer it. Whatever happens, the hold ends here."""
-    call = _Call(node, ticket, send)
+async def run(node: Node, incoming: Incoming, ticket: Ticket, receive: Receive, send: Send) -> None:
+    """Run a call that is held and answer it. Whatever happens, the hold ends here.
+
+    ``receive`` is read no more for the request, only to notice that the caller hangs up.
+    """
+    call = _Call(node, ticket, receive, send)
     with leases.keep(node, ticket.hold):
         try:
             async with _open(node, incoming, ticket) as answer:
@@ -108,9 +121,10 @@ def timeouts_of(node: Node, behind: Behind, route: Route) -> Timeouts:
 class _Call:
     """One call under a hold, from the upstream's head to the end of the hold."""
 
-    def __init__(self, node: Node, ticket: Ticket, send: Send) -> None:
+    def __init__(self, node: Node, ticket: Ticket, receive: Receive, send: Send) -> None:
         self._node = node
         self._ticket = ticket
+        self._receive = receive
         self._send = send
         self._started = False
 
@@ -129,7 +143,7 @@ class _Call:
         if whole and len(body) <= limit:
             await self._whole(answer, body)
         else:
-            await self._streamed(answer, body, whole=whole)
+            await self._streamed(answer, body)
 
     async def _whole(self, answer: Answer, body: bytes) -> None:
         """Short enough: the charge is durable before the first byte leaves."""
@@ -146,9 +160,8 @@ class _Call:
         await self._start(answer.status, fields)
         await self._send({"type": "http.response.body", "body": body})
 
-    async def _streamed(self, answer: Answer, first: bytes, *, whole: bool) -> None:
-        """Too long to keep: it starts under the durable hold and its last piece waits for the
-        charge. The caller who hangs up meanwhile is charged what the upstream did."""
+    async def _streamed(self, answer: Answer, first: bytes) -> None:
+        """Too long to keep: it starts under the durable hold, and its end waits for the charge."""
         fields = headers.response_headers(
             answer.headers, private=True, length=answer.content_length
         )
@@ -162,12 +175,17 @@ class _Call:
             )
         )
         await self._start(answer.status, fields)
-        last = first
-        if not whole:
-            async for piece in answer.chunks():
-                await self._send({"type": "http.response.body", "body": last, "more_body": True})
-                last = piece
         stored = ledger.Answer(answer.status, _storable(fields), None)
+        caller = _Caller(self._receive, self._send)
+        try:
+            last = await _all_but_the_end(answer, first, caller)
+        except Problem:
+            if caller.absent:
+                # Else who takes what it wants, and then makes the upstream give up, rides free.
+                await self._close(_not_charged(answer.status), stored)
+            raise
+        finally:
+            caller.forget()
         await self._close(_not_charged(answer.status), stored)
         await self._send({"type": "http.response.body", "body": last})
 
@@ -231,6 +249,65 @@ class _Call:
         await self._send(
             {"type": "http.response.start", "status": status, "headers": cors.expose(fields)}
         )
+
+
+class _Caller:
+    """The one who takes a long answer, or does not."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._send = send
+        self._left = asyncio.ensure_future(_hangs_up(receive))
+        self._loop = asyncio.get_running_loop()
+        self._took_s = 0.0
+        self._drained = 0
+        self._until_s: float | None = None
+
+    @property
+    def absent(self) -> bool:
+        """It has hung up, or has let a piece wait for long."""
+        return self._left.done() or self._took_s > NOT_READING_S
+
+    async def take(self, piece: bytes) -> bool:
+        """Give it a piece. False: it has left, and the upstream has been heard out long enough."""
+        if not self._left.done():
+            began_s = self._loop.time()
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+            self._took_s = max(self._took_s, self._loop.time() - began_s)
+            return True
+        if self._until_s is None:
+            self._until_s = self._loop.time() + DRAIN_S
+        self._drained += len(piece)
+        return self._drained <= DRAIN_BYTES and self._loop.time() < self._until_s
+
+    def forget(self) -> None:
+        """Stop watching."""
+        self._left.cancel()
+
+
+async def _hangs_up(receive: Receive) -> None:
+    """Return when the caller has hung up. The request's body has been read before."""
+    while (await receive())["type"] != "http.disconnect":
+        continue
+
+
+async def _all_but_the_end(answer: Answer, first: bytes, caller: _Caller) -> bytes:
+    """Pass on what leaves the answer incomplete; give what makes it whole.
+
+    With a length that is its last piece. Without one every piece goes at once (an event of a
+    stream must not wait for the next one), and what is left is the end itself.
+    """
+    left = answer.content_length
+    piece = first
+    async with aclosing(answer.chunks()) as pieces:
+        while piece:
+            if left is not None:
+                left -= len(piece)
+                if left <= 0:
+                    break
+            if not await caller.take(piece):
+                break
+            piece = await anext(pieces, b"")
+    return piece
 
 
 def _not_charged(status: int) -> str | None:

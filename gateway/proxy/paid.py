@@ -79,7 +79,7 @@ async def serve(node: Node, request: Request, receive: Receive, send: Send) -> N
         await replies.send(taken, request.method, send)
         return
     incoming = forward.Incoming(request.route, request.target, request.headers, body)
-    await forward.run(node, incoming, taken, send)
+    await forward.run(node, incoming, taken, receive, send)
 
 
 def _quote(request: Request, body: bytes | None) -> Quote:

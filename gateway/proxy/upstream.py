@@ -14,7 +14,7 @@ from a cut one; that is how HTTP/1.0 works, and a reset is still seen.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -62,7 +62,7 @@ class Answer:
         """Whether the whole body has arrived (it may not have been read yet)."""
         return self._connection.complete
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes, undecoded. Raises ``Problem`` if it ends badly."""
         while data := await self._next():
             yield data

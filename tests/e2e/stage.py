@@ -99,12 +99,14 @@ class Gate:
     def __init__(self, background: Background) -> None:
         self._background = background
         self.arrived = 0
+        self.opened = False
         self._event = asyncio.Event()
 
     async def wait(self) -> None:
         await self._event.wait()
 
     def open(self) -> None:
+        self.opened = True
         self._background.set(self._event)
 
 

@@ -7,6 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import httpx
 import pytest
@@ -37,6 +38,10 @@ def state(gateway: Gateway, wallet: Wallet) -> str:
     rows = gateway.payments(wallet.address)
     assert len(rows) <= 1
     return str(rows[0]["state"]) if rows else ""
+
+
+def succeeded(gateway: Gateway, wallet: Wallet) -> bool:
+    return state(gateway, wallet) == "succeeded"
 
 
 def broadcast(net: Devnet, header: str) -> None:
@@ -100,9 +105,7 @@ async def test_killed_between_the_claim_and_the_mint(
     faulty.faults.clear()
     gateway.start()
     for wallet in (sent, claimed):
-        gateway.wait(
-            lambda w=wallet: state(gateway, w) == "succeeded", "the payment to be finished"
-        )
+        gateway.wait(partial(succeeded, gateway, wallet), "the payment to be finished")
         assert gateway.transfers(wallet.address) == [("mint", 1_000_000, "x402")]
     assert len(transfers_to(gateway.net, gateway.pay_to)) == 2
     async with gateway.client() as http:
@@ -147,7 +150,7 @@ async def test_a_call_paid_before_the_crash_is_run_after_it(
     faulty.faults.clear()
     gateway.routes = gateway.routes.replace('"$0.002"', '"$0.009"')
     gateway.start()
-    gateway.wait(lambda: state(gateway, wallet) == "succeeded", "the payment to be finished")
+    gateway.wait(partial(succeeded, gateway, wallet), "the payment to be finished")
     async with gateway.client() as http:
         answer = await http.get(cheap, headers=header)
         assert answer.status_code == 200, answer.text
@@ -254,7 +257,7 @@ async def test_a_dropped_transaction_is_sent_again(
             "the transaction to be sent again",
         )
         slow_chain.mine()
-        gateway.wait(lambda: state(gateway, wallet) == "succeeded", "the mint")
+        gateway.wait(partial(succeeded, gateway, wallet), "the mint")
         assert gateway.received() == PRICE_UNITS
         assert api.calls(target) == 0
         late = await http.get(target, headers=header)
@@ -280,7 +283,7 @@ async def test_an_outsider_is_faster_than_our_transaction(
         slow_chain.rpc("anvil_dropTransaction", ours)
         slow_chain.rpc("evm_setAutomine", True)
         broadcast(slow_chain, header)
-        gateway.wait(lambda: state(gateway, wallet) == "succeeded", "the mint")
+        gateway.wait(partial(succeeded, gateway, wallet), "the mint")
         (payment,) = gateway.payments(wallet.address)
         assert payment["tx_hash"] != ours
         again = await http.get(target, headers={"PAYMENT-SIGNATURE": header})
@@ -417,7 +420,7 @@ async def test_the_broadcast_never_arrives(
         assert "payment-required" not in answer.headers
         assert gateway.received() == 0
         faulty.faults.clear()
-        gateway.wait(lambda: state(gateway, wallet) == "succeeded", "the payment to be finished")
+        gateway.wait(partial(succeeded, gateway, wallet), "the payment to be finished")
         answer = await http.get(target, headers=header)
         assert answer.status_code == 200
     assert gateway.received() == PRICE_UNITS
@@ -445,7 +448,7 @@ async def test_a_chain_nonce_that_was_used_by_another_program(
         raw = settler.sign_transaction(tx).raw_transaction.hex().removeprefix("0x")
         gateway.net.receipt(gateway.net.rpc("eth_sendRawTransaction", "0x" + raw))
         faulty.faults.clear()
-        gateway.wait(lambda: state(gateway, wallet) == "succeeded", "the payment to be finished")
+        gateway.wait(partial(succeeded, gateway, wallet), "the payment to be finished")
     assert gateway.received() == PRICE_UNITS
     nonces = gateway.rows("SELECT nonce FROM chain_nonce ORDER BY nonce")
     assert [row["nonce"] for row in nonces] == [0, 1]
