@@ -195,6 +195,7 @@ def test_a_refused_payment_is_told(shop: Shop) -> None:
     "first",
     [
         Answer(200),
+        Answer(200, asks().headers),
         Answer(401),
         Answer(500),
         Answer(402),
@@ -204,7 +205,18 @@ def test_a_refused_payment_is_told(shop: Shop) -> None:
         asks(terms(scheme="upto")),
         pending(),
     ],
-    ids=["200", "401", "500", "bare 402", "no base64", "v3", "over the cap", "upto", "pending"],
+    ids=[
+        "200",
+        "200 with a price",
+        "401",
+        "500",
+        "bare 402",
+        "no base64",
+        "v3",
+        "over the cap",
+        "upto",
+        "pending",
+    ],
 )
 def test_what_is_not_paid(shop: Shop, first: Answer) -> None:
     shop.script = lambda _: first
