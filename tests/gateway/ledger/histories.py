@@ -106,6 +106,8 @@ def _entry(rng: random.Random) -> Entry:  # noqa: PLR0911  (a table)
         case "wait":
             return (kind, rng.choice((1, 2, 5, 10, 30, 100, 7_000, 20_000, 70_000)))
         case "rehold":
+            if rng.random() < 0.5:  # a moment ago, so perhaps in this very batch
+                which = -rng.randrange(1, 5)
             change = rng.choice(("nothing", "nothing", "content", "alias", "value", "account"))
             return (kind, which, change)
         case "expire":

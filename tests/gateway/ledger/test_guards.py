@@ -51,16 +51,17 @@ async def test_repeats_within_one_transaction(db: Database) -> None:
     account = await open_account(db)
     await minted(db, mint(account, 10, "a"))
     step = hold(account, "r1", 4, alias="k")
-    first, same, other, by_alias = await run(
+    first, same, other, by_alias, unbound = await run(
         db,
         step,
         step,
         hold(account, "r1", 4, content=b"other"),
         hold(account, "r2", 4, alias="k"),
+        hold(account, "r1", 4, alias="another"),
     )
     assert isinstance(first, Held)
     assert same == by_alias == Repeated(first.hold, None)
-    assert other == Conflict(first.hold)
+    assert other == unbound == Conflict(first.hold)
     assert await scalar(db, "SELECT held FROM account WHERE id = $1", account) == 4
 
 
