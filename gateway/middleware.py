@@ -16,7 +16,8 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping
+from itertools import chain
 from typing import Any, Final
 
 from gateway.errors import Problem
@@ -45,8 +46,14 @@ class CallerGoneError(Exception):
 
 
 def log_id(scope: Scope) -> str:
-    """The id under which this request is logged; members of problems call it ``request_id``."""
-    found: str = scope["state"][REQUEST_ID]
+    """The id under which this request is logged; members of problems call it ``request_id``.
+
+    Made when it is first asked for: most requests have nothing to say in the log.
+    """
+    state = scope.setdefault("state", {})
+    found: str | None = state.get(REQUEST_ID)
+    if found is None:
+        found = state[REQUEST_ID] = secrets.token_hex(8)
     return found
 
 
@@ -57,8 +64,6 @@ def edge(app: App, *, max_headers_bytes: int = MAX_HEADERS_BYTES) -> App:
         if scope["type"] != "http":
             await _not_http(app, scope, receive, send)
             return
-        state = scope.setdefault("state", {})
-        request_id = state[REQUEST_ID] = secrets.token_hex(8)
         headers = scope["headers"]
         answered = _Answered(send, head_only=scope["method"] == "HEAD")
         try:
@@ -67,13 +72,13 @@ def edge(app: App, *, max_headers_bytes: int = MAX_HEADERS_BYTES) -> App:
             await app(scope, receive, answered)
         except Problem as problem:
             if problem.status >= 500:
-                log.warning("%s %s", request_id, problem, exc_info=problem.__cause__)
-            await _refuse(answered, problem, request_id)
+                log.warning("%s %s", log_id(scope), problem, exc_info=problem.__cause__)
+            await _refuse(answered, problem, log_id(scope))
         except CallerGoneError:
-            log.debug("%s the caller hung up", request_id)
+            log.debug("%s the caller hung up", log_id(scope))
         except Exception:
-            log.exception("%s unexpected error", request_id)
-            await _refuse(answered, Problem("internal_error", _INTERNAL), request_id)
+            log.exception("%s unexpected error", log_id(scope))
+            await _refuse(answered, Problem("internal_error", _INTERNAL), log_id(scope))
 
     return outermost
 
@@ -107,10 +112,8 @@ class _Answered:
         await self._send(message)
 
 
-def _check_size(headers: Iterable[tuple[bytes, bytes]], limit: int) -> None:
-    size = 0
-    for name, value in headers:
-        size += len(name) + len(value) + _FIELD_OVERHEAD
+def _check_size(headers: Collection[tuple[bytes, bytes]], limit: int) -> None:
+    size = sum(map(len, chain.from_iterable(headers))) + _FIELD_OVERHEAD * len(headers)
     if size > limit:
         raise Problem(
             "headers_too_large",
@@ -198,6 +201,8 @@ async def stream_body(
 
 async def read_body(receive: Receive, headers: Iterable[tuple[bytes, bytes]], limit: int) -> bytes:
     """A request's whole body. Raises what ``stream_body`` raises."""
+    if content_length(headers) is None and not any(n == b"transfer-encoding" for n, _ in headers):
+        return b""  # RFC 9112 section 6.3: without either there is none
     pieces = [piece async for piece in stream_body(receive, headers, limit)]
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

@@ -66,9 +66,9 @@ class Writer:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._queue.append((step, future))
         self._arrived.set()
-        # The step will be applied whether or not its caller still waits; a cancelled caller must
-        # not take the outcome of others away.
-        return await asyncio.shield(future)
+        # The step will be applied whether or not its caller still waits: the writer asks the
+        # future whether anybody does, and the queue holds the step itself.
+        return await future
 
     async def stop(self) -> None:
         """Take nothing new, finish what is queued."""
