@@ -23,7 +23,14 @@ if TYPE_CHECKING:
         verify,
     )
     from chain.sender import Fees, Prepared, broadcast, fees, sign, wait
-    from chain.tokens import Token, read_token, token_faults
+    from chain.tokens import (
+        Standing,
+        Token,
+        read_standing,
+        read_token,
+        standing_faults,
+        token_faults,
+    )
     from chain.transfers import (
         Transfer,
         authorization_used,
@@ -45,6 +52,7 @@ __all__ = [
     "Rejected",
     "Reverted",
     "Rpc",
+    "Standing",
     "Token",
     "Transfer",
     "Unavailable",
@@ -57,8 +65,10 @@ __all__ = [
     "find_authorization",
     "network",
     "parse",
+    "read_standing",
     "read_token",
     "sign",
+    "standing_faults",
     "token_faults",
     "transfer_calldata",
     "transfers_in",
@@ -81,7 +91,14 @@ _HOME = {
         "verify",
     ),
     "chain.sender": ("Fees", "Prepared", "broadcast", "fees", "sign", "wait"),
-    "chain.tokens": ("Token", "read_token", "token_faults"),
+    "chain.tokens": (
+        "Standing",
+        "Token",
+        "read_standing",
+        "read_token",
+        "standing_faults",
+        "token_faults",
+    ),
     "chain.transfers": (
         "Transfer",
         "authorization_used",

@@ -1,4 +1,4 @@
-"""Is the token what the networks table says it is? Asked at start, before anything is offered."""
+"""Is the token what the networks table says it is, and would it move money now?"""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import dataclass
 
 from chain.errors import Reverted, Unavailable
-from chain.eth import read_string, selector
+from chain.eth import checksum, read_string, selector
 from chain.networks import Asset, Network
 from chain.rpc import Rpc
-from wallet_auth.keys import eip712_domain
+from wallet_auth.keys import address_word, eip712_domain
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,14 @@ class Token:
     version: str
     decimals: int
     domain_separator: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the issuer's switches say. None: the token has no such switch."""
+
+    paused: bool | None
+    blacklisted: bool | None  # the one address that was asked about
 
 
 async def read_token(rpc: Rpc, asset: Asset) -> Token:
@@ -65,4 +73,32 @@ def token_faults(network: Network, asset: Asset, token: Token) -> list[str]:
     )
     if not faults and token.domain_separator != expected:
         faults.append(f"{where}: the token's EIP-712 domain separator is not the expected one")
+    return faults
+
+
+async def read_standing(rpc: Rpc, asset: Asset, account: str, block: str = "latest") -> Standing:
+    """Ask for the switches USDC has (``paused``, ``isBlacklisted``) at ``block``. Other tokens may
+    lack them. Raises ``Unavailable``."""
+
+    async def switch(signature: str, argument: bytes = b"") -> bool | None:
+        try:
+            word = await rpc.eth_call(asset.address, selector(signature) + argument, block)
+        except Reverted:
+            return None
+        value = int.from_bytes(word, "big")
+        return bool(value) if len(word) == 32 and value < 2 else None
+
+    return Standing(
+        await switch("paused()"), await switch("isBlacklisted(address)", address_word(account))
+    )
+
+
+def standing_faults(network: Network, asset: Asset, account: str, standing: Standing) -> list[str]:
+    """What keeps payments to ``account`` from being settled at the moment."""
+    where = f"{asset.symbol} on {network.name}"
+    faults = []
+    if standing.paused:
+        faults.append(f"{where} is paused by its issuer: no payment can be settled")
+    if standing.blacklisted:
+        faults.append(f"{checksum(account)} is on the blacklist of {where}: it cannot be paid")
     return faults

@@ -10,11 +10,14 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from gateway.errors import Problem
 from gateway.settings import NO_EFFECT, Chain, Section, Settings, Upstream
+
+if TYPE_CHECKING:
+    from chain.rpc import Rpc
 
 State = Literal["ok", "warn", "fail"]
 CONNECT_S: Final = 5
@@ -75,7 +78,10 @@ async def _findings(settings: Settings, target: str | None) -> AsyncIterator[Fin
     for finding in _routes(settings, target):
         yield finding
     yield await _database(settings)
-    for chain in settings.chains:
+    libraries = _libraries(settings)
+    yield libraries
+    # What hashes or signs wrongly asks wrongly too: more faults would only hide the one.
+    for chain in settings.chains if libraries.state == "ok" else ():
         async for finding in _chain(chain):
             yield finding
     for upstream in settings.upstreams:
@@ -182,10 +188,26 @@ async def _database(settings: Settings) -> Finding:
     return Finding("database", "ok", f"{kind}, schema {revision}")
 
 
+def _libraries(settings: Settings) -> Finding:
+    """Whether hashes, signatures and transactions come out as web3 and eth_account make them."""
+    name = "libraries"
+    try:
+        from chain.second_opinion import library_fault
+
+        fault = library_fault(
+            [(c.network, asset) for c in settings.chains for asset in c.network.assets]
+        )
+    except ImportError as error:
+        fault = f"a library cannot be loaded: {error}"
+    if fault is None:
+        return Finding(name, "ok", "hashes and signatures are those of web3 and eth_account")
+    return Finding(name, "fail", f"{fault}. Install Farebox anew, and serve nothing from this one")
+
+
 async def _chain(chain: Chain) -> AsyncIterator[Finding]:
     from chain.errors import ChainError
     from chain.rpc import Rpc
-    from chain.tokens import read_token, token_faults
+    from chain.tokens import read_standing, read_token, standing_faults, token_faults
 
     name = f"chain {chain.name}"
     rpc = Rpc(chain.network, chain.rpc, timeout_s=chain.rpc_timeout_s)
@@ -195,33 +217,64 @@ async def _chain(chain: Chain) -> AsyncIterator[Finding]:
         yield Finding(name, "ok", f"{chain.caip2}, block {block}")
         for asset in chain.network.assets:
             token = await read_token(rpc, asset)
+            standing = await read_standing(rpc, asset, chain.pay_to)
             faults = token_faults(chain.network, asset, token)
+            faults += standing_faults(chain.network, asset, chain.pay_to, standing)
             for fault in faults:
                 yield Finding(name, "fail", fault)
             if not faults:
                 said = f'{asset.symbol} at {asset.address}: "{token.name}" version {token.version}'
                 yield Finding(name, "ok", said)
         yield await _settler(chain, rpc)
+        async for finding in _second_opinion(chain, rpc):
+            yield finding
     except ChainError as error:
         yield Finding(name, "fail", f"{error.code}: {error.detail}")
     finally:
         await rpc.close()
 
 
-async def _settler(chain: Chain, rpc: Any) -> Finding:
+async def _settler(chain: Chain, rpc: Rpc) -> Finding:
     """Whether settlements can be paid for."""
     from chain.eth import checksum
-    from wallet_auth.keys import address_of, private_key
 
     name = f"settler {chain.name}"
-    if chain.settler_key is None:
+    sender = _settler_address(chain)
+    if sender is None:
         return Finding(
             name, "fail", f"chains.{chain.name}.settler_key_file is missing: nothing can be settled"
         )
-    sender = address_of(private_key(chain.settler_key.get_secret_value()))
     wei = rpc.quantity(await rpc.call("eth_getBalance", [sender, "latest"]))
     text = f"{checksum(sender)} has {wei // 10**12 / 10**6:f} of the gas coin"
     return Finding(name, "ok" if wei >= GAS_FLOOR_WEI else "fail", text)
+
+
+def _settler_address(chain: Chain) -> str | None:
+    from wallet_auth.keys import address_of, private_key
+
+    key = chain.settler_key
+    return None if key is None else address_of(private_key(key.get_secret_value()))
+
+
+async def _second_opinion(chain: Chain, rpc: Rpc) -> AsyncIterator[Finding]:
+    """Whether web3 is told the same as our own client, by every URL of the chain."""
+    from chain.errors import Unavailable
+    from chain.second_opinion import differences
+
+    name = f"web3 {chain.name}"
+    settler = _settler_address(chain)
+    for url in chain.rpc:
+        for asset in chain.network.assets:
+            try:
+                found = await differences(rpc, url, asset, pay_to=chain.pay_to, settler=settler)
+            except Unavailable as error:
+                yield Finding(name, "warn", f"nothing to compare: {error.detail}")
+                continue
+            for text in found:
+                yield Finding(name, "fail", text)
+            if not found:
+                host = urlsplit(url).netloc.rpartition("@")[2]
+                yield Finding(name, "ok", f"{host} tells web3 the same about {asset.symbol}")
 
 
 async def _upstream(upstream: Upstream) -> Finding:

@@ -157,7 +157,8 @@ class FaultyNode:
         ``"lose"``: pass it on and close the connection instead of answering. ``"status"``: an
         HTTP status and nothing else. ``"redirect"``: to this address. ``"body"``: these bytes.
         ``"error"``: a JSON-RPC error. ``"change"``: a function from the true result to the one
-        that is told. ``"close"``: the true answer, then the end of the connection.
+        that is told. ``"change_by"``: the same, of the question and the true result.
+        ``"close"``: the true answer, then the end of the connection.
         """
         self.faults[method] = Fault(kind, value, times)
 
@@ -187,6 +188,8 @@ class FaultyNode:
             return self._cut(request)
         if kind == "change":
             answer["result"] = value(answer["result"])
+        if kind == "change_by":
+            answer["result"] = value(asked, answer["result"])
         response = web.json_response(answer)
         if kind == "close":
             response.force_close()

@@ -116,8 +116,10 @@ def test_the_gateway_imports_downwards() -> None:
 
 
 WALLS: dict[str, tuple[str, ...]] = {
-    "web3": ("chain/", "anvil/"),
-    "eth_account": ("chain/", "anvil/", "wallet_auth/"),
+    "web3": ("chain/second_opinion.py",),
+    "eth_account": ("chain/second_opinion.py",),
+    "eth_keys": ("chain/second_opinion.py",),
+    "eth_hash": ("chain/second_opinion.py",),
     "stripe": ("gateway/payments/stripe.py", "gateway/plans/"),
     "redis": ("gateway/cache.py",),
     "asyncpg": ("gateway/db_postgres.py",),
@@ -128,7 +130,7 @@ WALLS: dict[str, tuple[str, ...]] = {
     "pytest": (),
     "hypothesis": (),
 }
-HEAVY = {"web3", "eth_account", "stripe", "playwright"}
+HEAVY = {"web3", "eth_account", "eth_keys", "eth_hash", "stripe", "playwright"}
 
 
 def test_third_party_walls() -> None:
@@ -138,6 +140,16 @@ def test_third_party_walls() -> None:
             top = module.split(".")[0]
             tables = top == "sqlalchemy" and path.endswith("/tables.py")
             if top in WALLS and not under(path, WALLS[top]) and not tables:
+                broken.append(f"{path}:{line}: imports {module}")
+    none(broken)
+
+
+def test_only_check_asks_for_a_second_opinion() -> None:
+    """It loads web3 and eth_account; what serves stays light, and owes them nothing."""
+    broken = []
+    for path in SOURCES:
+        for module, line in imports(tree(path)):
+            if module.startswith("chain.second_opinion") and path != "gateway/check.py":
                 broken.append(f"{path}:{line}: imports {module}")
     none(broken)
 
@@ -448,7 +460,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
             if top not in sys.stdlib_module_names and top not in PACKAGES:
                 used |= {name.lower() for name in owners.get(top, [f"{top}: not installed"])}
     # What a declared package always brings, and what is used where the user has it.
-    brought = {"uvloop", "httptools", "h11", "pydantic_core"}
+    brought = {"uvloop", "httptools", "h11", "pydantic_core", "eth-keys", "eth-hash"}
     optional = {"httpx2"}
     assert used - brought - optional == declared
 
