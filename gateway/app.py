@@ -24,7 +24,7 @@ from chain.errors import ChainError
 from chain.rpc import Rpc
 from gateway import ledger, work
 from gateway.accounts import routes as account_routes
-from gateway.db import Database, DatabaseUnavailable
+from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.middleware import edge
 from gateway.migrations.run import migrate
@@ -221,7 +221,7 @@ class _Front:
                     "method_not_allowed", "Not with this method.", headers=error.headers
                 ) from None
             raise Problem("not_found", "There is nothing here.") from None
-        except (DatabaseUnavailable, ChainError) as error:
+        except (DatabaseUnavailable, CommitUnknown, ChainError) as error:
             raise unavailable(error) from error
 
     async def _priced(self, scope: Scope, target: Any, receive: Receive, send: Send) -> None:

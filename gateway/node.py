@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from chain.errors import Rejected
 from gateway import ledger
 from gateway.accounts import wallets
-from gateway.db import Database, DatabaseUnavailable
+from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.payments.card import Cards
 from gateway.payments.rails import Rails
@@ -101,10 +101,13 @@ class Node:
 
 
 def unavailable(error: Exception) -> Problem:
-    """The answer when a part this needs does not answer: nothing happened, ask again."""
-    what = "The database" if isinstance(error, DatabaseUnavailable) else "The chain"
-    return Problem(
-        "dependency_unavailable",
-        f"{what} cannot be reached right now; nothing was charged.",
-        headers={"Retry-After": "2"},
-    )
+    """The answer when a part this needs does not answer: ask again, with the same request.
+
+    Nothing happened, but for a COMMIT whose answer was lost: then the repeat is told what did.
+    """
+    if isinstance(error, CommitUnknown):
+        words = "The database was lost in between. Send the same request again: it is done once."
+    else:
+        what = "The database" if isinstance(error, DatabaseUnavailable) else "The chain"
+        words = f"{what} cannot be reached right now; nothing was charged."
+    return Problem("dependency_unavailable", words, headers={"Retry-After": "2"})

@@ -23,8 +23,10 @@ from chain.networks import Asset
 from chain.rpc import Rpc
 from chain.schemes import eip3009
 from gateway import ledger
+from gateway.accounts import wallets
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable, Tx, transact
 from gateway.errors import Problem
+from gateway.ledger import read
 from gateway.payments import journal, offers, recover
 from gateway.payments.journal import AuthKey, Claim, Payment
 from gateway.payments.rails import Rails, by_authorization, refused
@@ -105,6 +107,8 @@ async def pay(
             await asyncio.shield(running)
             continue
         order = _order(rails, presented, came, await _now_s(rails.db))
+        if came.purpose == offers.CALL:
+            await _not_frozen(rails.db, auth.from_)
         if key in rails.settling:
             continue
         running = rails.settling[key] = asyncio.get_running_loop().create_future()
@@ -127,6 +131,15 @@ def _asset(chain: Chain, presented: Presented) -> Asset:
             f"The token {presented.asset[:42]} is not accepted on {chain.name}.",
         )
     return asset
+
+
+async def _not_frozen(db: Database, payer: str) -> None:
+    """Take no money for a call that cannot run."""
+    async with db.read() as tx:
+        account_id = await wallets.find(tx, payer)
+        seen = None if account_id is None else await read.account(tx, account_id)
+    if seen is not None and (seen.frozen or seen.debt_units):
+        raise Problem("account_frozen", "This account cannot spend now; nothing was sent.")
 
 
 async def _now_s(db: Database) -> int:
@@ -160,7 +173,11 @@ def _order(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> Or
         asset=_asset(chain, presented),
         auth=auth,
         purpose=terms.purpose,
-        price_units=opened.price_units if opened is not None else came.asked.price_units,
+        # The price of the offer holds, and nobody pays more than the price now: a ceiling that was
+        # signed for this request has been held against that one.
+        price_units=min(opened.price_units, came.asked.price_units)
+        if opened is not None
+        else came.asked.price_units,
         content=came.content,
         offer=opened.digest if opened is not None else None,
     )

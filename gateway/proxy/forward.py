@@ -231,11 +231,12 @@ class _Call:
         raise Problem("outcome_unknown", "The call took longer than its hold lasted.")
 
     def _receipt(self, closed: ledger.Closed | None) -> list[tuple[bytes, bytes]]:
-        charged = closed.transfer.amount_units if closed is not None else 0
-        balance = closed.balance if closed is not None else self._ticket.balance
-        pairs = replies.charge_headers(
-            self._node, self._ticket.hold, charged, balance.available_units
-        )
+        hold = self._ticket.hold
+        if closed is None:
+            # Not written now, or not known to be: v1/requests/{id} and a repeat will tell.
+            return _encoded((("Farebox-Request-Id", hold.request_id), *self._paid_from()))
+        charged = closed.transfer.amount_units
+        pairs = replies.charge_headers(self._node, hold, charged, closed.balance.available_units)
         return _encoded((*pairs, *self._paid_from()))
 
     def _paid_from(self) -> tuple[tuple[str, str], ...]:

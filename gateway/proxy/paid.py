@@ -73,7 +73,9 @@ async def serve(node: Node, request: Request, receive: Receive, send: Send) -> N
     content = _content(request, body)
     try:
         taken = await _take(node, request, caller, price, content)
-    except (DatabaseUnavailable, ChainError) as error:
+    except (DatabaseUnavailable, CommitUnknown, ChainError) as error:
+        # After a lost COMMIT the hold or the payment may stand. Running the call could be running
+        # it twice; a repeat is told what became of it, and nothing stands for ever unowned.
         raise unavailable(error) from error
     if isinstance(taken, replies.Reply):
         await replies.send(taken, request.method, send)
@@ -175,17 +177,8 @@ async def _take(
     account_id = await node.account_of(*(caller.wallet or ("", "")))
     if account_id is None:
         raise _challenge(node, request, price, balance_units=0)
-    outcome = await _submit(node, hold(account_id, price.max_units))
+    outcome = await node.writer.submit(hold(account_id, price.max_units))
     return await _settle_hold(node, request, price, caller, outcome, None)
-
-
-async def _submit(node: Node, step: ledger.Hold) -> ledger.Outcome:
-    try:
-        return await node.writer.submit(step)
-    except CommitUnknown as error:
-        # The hold may stand. Running the call could be running it twice; a repeat is told what
-        # became of it, and the sweeper frees a hold nobody owns.
-        raise unavailable(error) from error
 
 
 def _run(request: Request) -> str | None:
@@ -233,8 +226,11 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
             # A settled authorization is public: whoever shows it again may have read it in the
             # chain's calldata. The receipt is for anyone, the answer for the first presenter.
             return await replies.receipt_only(node, account_id, payment, receipt)
-        units = price.max_units if paid.price_units is None else paid.price_units
-        held = await _submit(node, hold(account_id, units))
+        # The price of the offer holds, and nobody pays more than the price now.
+        units = price.max_units
+        if paid.price_units is not None:
+            units = min(units, paid.price_units)
+        held = await node.writer.submit(hold(account_id, units))
     return await _settle_hold(node, request, price, caller, held, receipt)
 
 

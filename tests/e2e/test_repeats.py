@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 
-from tests.e2e.stage import CHEAP_UNITS, PRICE_UNITS, ROUTES, Api, Gateway, transfers_to
+from gateway.db import sqlite_path
+from tests.e2e.stage import CHEAP_UNITS, PRICE_UNITS, ROUTES, Api, Gateway
 from tests.e2e.wallet import Wallet, buy, decode, encode, offers, outcome, problem
 
 Launch = Callable[..., Gateway]
@@ -28,6 +31,7 @@ async def first(http: httpx.AsyncClient, wallet: Wallet, target: str) -> dict[st
 async def test_with_its_offer_token_the_stored_answer(
     gateway: Gateway, api: Api, wallet: Wallet, target: str
 ) -> None:
+    sent = gateway.sent()
     async with gateway.client() as http:
         paid = await first(http, wallet, target)
         again = await http.get(target, headers=paid)
@@ -41,7 +45,7 @@ async def test_with_its_offer_token_the_stored_answer(
         assert answer.headers["farebox-charged"] == "0"
         assert outcome(answer)["success"] is True
     assert api.calls(target) == 1
-    assert gateway.sent() == len(transfers_to(gateway.net, gateway.pay_to))
+    assert gateway.sent() == sent + 1
 
 
 async def test_without_its_token_the_receipt_only(
@@ -232,6 +236,46 @@ async def test_the_price_of_an_offer_holds(
         assert new.json()["credits"]["price_units"] == 9_000
     assert gateway.balance(wallet.address) == (PRICE_UNITS - CHEAP_UNITS, 0)
     assert api.calls(cheap) == 1
+
+
+async def test_a_price_that_fell_is_the_price(
+    launch: Launch, api: Api, wallet: Wallet, cheap: str
+) -> None:
+    """An offer promises no more than its price; a ceiling that was signed is never passed."""
+    gateway = launch("sqlite", routes=ROUTES.replace('"$0.002"', '"$0.009"'))
+    async with gateway.client() as http:
+        offer = offers(await http.get(cheap))[0]
+    gateway.stop()
+    gateway.routes = ROUTES
+    gateway.start()
+    async with gateway.client() as http:
+        paid = {"PAYMENT-SIGNATURE": wallet.pay(offer), "Farebox-Max": "$0.002"}
+        signed = wallet.sign("GET", gateway.url + cheap, headers=paid)
+        answer = await http.get(cheap, headers=signed)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["farebox-charged"] == "0.2"
+    assert gateway.balance(wallet.address) == (PRICE_UNITS - CHEAP_UNITS, 0)
+
+
+async def test_a_frozen_account_is_not_taken_money_for_a_call(
+    launch: Launch, api: Api, wallet: Wallet, target: str
+) -> None:
+    gateway = launch("sqlite")
+    async with gateway.client() as http:
+        await buy(http, wallet)
+        paid = await first(http, wallet, target)
+        with contextlib.closing(sqlite3.connect(sqlite_path(gateway.database))) as books:
+            books.execute("UPDATE account SET frozen = 1, ver = ver + 1 WHERE id >= 1000")
+            books.commit()
+        sent = gateway.sent()
+        fresh = {"PAYMENT-SIGNATURE": wallet.pay(offers(await http.get(target))[0])}
+        problem(await http.get(target, headers=fresh), "account_frozen")
+        signed = wallet.sign("GET", gateway.url + target)
+        assert problem(await http.get(target, headers=signed), "account_frozen")["status"] == 403
+        again = await http.get(target, headers=paid)  # what was paid and done stays so
+        assert again.headers["farebox-replayed"] == "true"
+    assert gateway.sent() == sent
+    assert api.calls(target) == 1
 
 
 async def test_a_purchase_again_and_for_another_amount(gateway: Gateway, wallet: Wallet) -> None:
