@@ -1,0 +1,1 @@
+"""``python -m tests.soak``: a deployment under load while its parts are killed, then an audit."""
