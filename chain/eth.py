@@ -8,6 +8,7 @@ signatures are in ``wallet_auth/keys.py``.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from wallet_auth.keys import keccak256
@@ -42,6 +43,7 @@ def read_string(data: bytes) -> str:
     return data[64 : 64 + length].decode()
 
 
+@lru_cache(maxsize=4_096)  # bounded: some addresses come from callers; most are the few configured
 def checksum(address: str) -> str:
     """The mixed-case form of EIP-55, for people and for libraries that insist on it."""
     lower = address[2:].lower()

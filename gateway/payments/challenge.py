@@ -6,12 +6,14 @@ beside it. Building one writes nothing: no row, no Stripe session, no call to a 
 
 from __future__ import annotations
 
+from base64 import b64encode
+from collections.abc import Sequence
+from json import dumps
 from typing import Any
 
 from gateway.errors import NextAction, Problem
 from gateway.money import format_credits, format_usd
 from gateway.payments import offers
-from gateway.payments.wire import encode
 from gateway.settings import Settings
 
 
@@ -86,7 +88,7 @@ def _challenge(  # noqa: PLR0917  (one call site each, all parts of one answer)
     keys: offers.Keys,
     asked: offers.Asked,
     now_s: int,
-    terms: list[offers.Terms],
+    terms: Sequence[offers.Terms],
     code: str,
     words: str,
     description: str,
@@ -95,14 +97,13 @@ def _challenge(  # noqa: PLR0917  (one call site each, all parts of one answer)
     expiry_s = now_s + settings.server.offer_timeout_s
     url = settings.server.public_url + asked.target.decode("ascii")
     error = words if refusal is None else f"{refusal.code}: {refusal.detail}"
-    required: dict[str, Any] = {
-        "x402Version": 2,
-        "error": error,
-        "resource": {"url": url, "description": description, "mimeType": "application/json"},
-        "accepts": [
-            offers.requirements(each, offers.seal(keys, asked, each, expiry_s)) for each in terms
-        ],
-    }
+    tokens = offers.seal(keys, asked, terms, expiry_s)
+    accepts = ",".join(map(offers.requirements, terms, tokens))
+    required = (
+        f'{{"x402Version":2,"error":{dumps(error)},"resource":{{"url":{dumps(url)},'
+        f'"description":{dumps(description)},"mimeType":"application/json"}},'
+        f'"accepts":[{accepts}]}}'
+    )
     v1 = next((each for each in terms if each.chain.network.v1_name is not None), None)
     members: dict[str, Any] = {
         "x402Version": 1,
@@ -116,12 +117,12 @@ def _challenge(  # noqa: PLR0917  (one call site each, all parts of one answer)
         problem = Problem(refusal.code, refusal.detail, headers=refusal.headers)
         members = {**refusal.members, **members}
     problem.members.update(members)
-    problem.headers["PAYMENT-REQUIRED"] = encode(required)
+    problem.headers["PAYMENT-REQUIRED"] = b64encode(required.encode()).decode()
     problem.next_actions = _next(settings, asked)
     return problem
 
 
-def _ways(settings: Settings, terms: list[offers.Terms]) -> dict[str, Any]:
+def _ways(settings: Settings, terms: Sequence[offers.Terms]) -> dict[str, Any]:
     """Where else to pay: for people, and for programs that read JSON instead of headers."""
     base = settings.server.public_url
     ways: dict[str, Any] = {"purchase": f"{base}/farebox/v1/credits/purchase"}

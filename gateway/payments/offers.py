@@ -14,12 +14,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import secrets
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
+from chain.networks import Asset
 from gateway.db import Database
 from gateway.errors import Problem
 from gateway.settings import Chain, Settings
@@ -70,7 +73,7 @@ class Terms:
 
     def sealed(self) -> bytes:
         """The terms as bytes, each part with its length in front."""
-        parts = (
+        return _sealed(
             self.chain.caip2,
             self.asset,
             self.pay_to,
@@ -78,7 +81,13 @@ class Terms:
             self.purpose,
             str(self.timeout_s),
         )
-        return b"".join(struct.pack(">H", len(p)) + p.encode() for p in parts)
+
+
+# The same few terms stand in every 402, and making one is the cost of an unpaid request. Bounded:
+# amounts come from callers too.
+@lru_cache(maxsize=1_024)
+def _sealed(*parts: str) -> bytes:
+    return b"".join(struct.pack(">H", len(p)) + p.encode() for p in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,27 +110,36 @@ class Opened:
     digest: bytes
 
 
-def _mac(keys: Keys, head: bytes, asked: Asked, terms: Terms) -> bytes:
-    text = b"".join(
-        struct.pack(">I", len(part)) + part
-        for part in (
-            b"farebox-offer-2",
-            keys.deployment.encode(),
-            asked.method.encode(),
-            asked.target,
-            head,
-            terms.sealed(),
-        )
+def _sized(part: bytes) -> bytes:
+    return struct.pack(">I", len(part)) + part
+
+
+def _before_terms(keys: Keys, head: bytes, asked: Asked) -> bytes:
+    """What the MAC of an offer covers beside its terms: the same for all offers of one 402."""
+    parts = (
+        b"farebox-offer-2",
+        keys.deployment.encode(),
+        asked.method.encode(),
+        asked.target,
+        head,
     )
-    return hmac.digest(keys.secrets[head[:4]], text, hashlib.sha256)[:_MAC_BYTES]
+    return b"".join(map(_sized, parts))
 
 
-def seal(keys: Keys, asked: Asked, terms: Terms, expiry_s: int) -> str:
-    """The token of an offer that can be paid until ``expiry_s``."""
+def _mac(keys: Keys, head: bytes, before: bytes, terms: Terms) -> bytes:
+    text = before + _sized(terms.sealed())
+    return hmac.digest(keys.secrets[head[:4]], text, "sha256")[:_MAC_BYTES]
+
+
+def seal(keys: Keys, asked: Asked, terms: Sequence[Terms], expiry_s: int) -> list[str]:
+    """The tokens of the offers of one 402, in their order; they can be paid until ``expiry_s``."""
     salt = secrets.token_bytes(_SALT_BYTES)
     head = _HEAD.pack(keys.current, expiry_s, asked.price_units, salt)
-    mac = _mac(keys, head, asked, terms)
-    return base64.urlsafe_b64encode(head + mac).decode().rstrip("=")
+    before = _before_terms(keys, head, asked)
+    return [
+        base64.urlsafe_b64encode(head + _mac(keys, head, before, each)).decode().rstrip("=")
+        for each in terms
+    ]
 
 
 def unseal(keys: Keys, token: str, asked: Asked, candidates: Sequence[Terms], now_s: int) -> Opened:
@@ -137,8 +155,10 @@ def unseal(keys: Keys, token: str, asked: Asked, candidates: Sequence[Terms], no
     except (ValueError, struct.error):
         raise _not_ours() from None
     if key_id in keys.secrets:
+        head = raw[: _HEAD.size]
+        before = _before_terms(keys, head, asked)
         for terms in candidates:
-            mac = _mac(keys, raw[: _HEAD.size], asked, terms)
+            mac = _mac(keys, head, before, terms)
             if hmac.compare_digest(mac, raw[_HEAD.size :]):
                 if expiry_s < now_s:
                     raise Problem("offer_expired", "This offer has expired: take a new one.")
@@ -169,14 +189,37 @@ def promised_units(token: str) -> int:
     return units
 
 
-def terms_for_call(settings: Settings, price_units: int, shortfall_units: int) -> list[Terms]:
+class _Same:
+    """Settings as a cache key: by identity. A reload makes new ones; to hash them whole would cost
+    more than what is kept."""
+
+    __slots__ = ("settings",)
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def __hash__(self) -> int:
+        return id(self.settings)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.settings is self.settings
+
+
+def terms_for_call(settings: Settings, price_units: int, shortfall_units: int) -> tuple[Terms, ...]:
     """Every way to pay for a call: this call first, then the packs that cover what is missing.
 
     The call's own offer is at least the chain's ``min_onchain``; what the call does not use of it
     stays as the payer's credits. A pack smaller than the shortfall would be paid and refused.
     """
-    timeout_s = settings.server.offer_timeout_s
-    chains = [chain for chain in settings.chains if chain.settler_key is not None]
+    packs = tuple(units for units in settings.credits.packs_units if units >= shortfall_units)
+    return _terms_for_call(_Same(settings), price_units, packs)
+
+
+@lru_cache(maxsize=256)
+def _terms_for_call(
+    same: _Same, price_units: int, packs_units: tuple[int, ...]
+) -> tuple[Terms, ...]:
+    settings = same.settings
     calls = [
         Terms(
             chain,
@@ -184,19 +227,19 @@ def terms_for_call(settings: Settings, price_units: int, shortfall_units: int) -
             chain.pay_to,
             max(price_units, chain.min_onchain_units),
             CALL,
-            timeout_s,
+            settings.server.offer_timeout_s,
         )
-        for chain in chains
+        for chain in settings.chains
+        if chain.settler_key is not None
     ]
     first = {(terms.chain.caip2, terms.amount_units) for terms in calls}
     packs = [
         terms
-        for units in settings.credits.packs_units
-        if units >= shortfall_units
+        for units in packs_units
         for terms in terms_for_credits(settings, units)
         if (terms.chain.caip2, terms.amount_units) not in first
     ]
-    return calls + packs
+    return (*calls, *packs)
 
 
 def terms_for_credits(settings: Settings, amount_units: int) -> list[Terms]:
@@ -215,36 +258,61 @@ def terms_for_credits(settings: Settings, amount_units: int) -> list[Terms]:
     ]
 
 
-def requirements(terms: Terms, token: str) -> dict[str, Any]:
-    """x402 v2 PaymentRequirements (x402 specification v2, section 5.1)."""
-    from chain.eth import checksum
+def requirements(terms: Terms, token: str) -> str:
+    """x402 v2 PaymentRequirements (x402 specification v2, section 5.1), as JSON text."""
+    asset = _asset(terms)
+    before, after = _around_token(
+        terms.chain.caip2,
+        terms.amount_units,
+        terms.asset,
+        terms.pay_to,
+        terms.timeout_s,
+        asset.eip712_name,
+        asset.eip712_version,
+    )
+    return before + token + after
 
+
+def _asset(terms: Terms) -> Asset:
     asset = terms.chain.network.asset(terms.asset)
     if asset is None:
         raise ValueError(f"{terms.asset} is not a token of {terms.chain.name}")
-    return {
-        "scheme": "exact",
-        "network": terms.chain.caip2,
-        "amount": str(terms.amount_units),
-        "asset": checksum(terms.asset),
-        "payTo": checksum(terms.pay_to),
-        "maxTimeoutSeconds": terms.timeout_s,
-        "extra": {
-            "name": asset.eip712_name,
-            "version": asset.eip712_version,
-            "paymentFlow": "upfront",
-            "offer": token,
+    return asset
+
+
+@lru_cache(maxsize=1_024)  # as for _sealed
+def _around_token(  # noqa: PLR0917  (the members, in their order)
+    network: str,
+    amount_units: int,
+    asset: str,
+    pay_to: str,
+    timeout_s: int,
+    name: str,
+    version: str,
+) -> tuple[str, str]:
+    from chain.eth import checksum
+
+    text = json.dumps(
+        {
+            "scheme": "exact",
+            "network": network,
+            "amount": str(amount_units),
+            "asset": checksum(asset),
+            "payTo": checksum(pay_to),
+            "maxTimeoutSeconds": timeout_s,
+            # The token stands last, so that the text can be cut where it goes.
+            "extra": {"name": name, "version": version, "paymentFlow": "upfront", "offer": ""},
         },
-    }
+        separators=(",", ":"),
+    )
+    return text[:-3], text[-3:]
 
 
 def requirements_v1(terms: Terms, resource: str, description: str) -> dict[str, Any]:
     """x402 v1 PaymentRequirements: short network name, camelCase, no token."""
     from chain.eth import checksum
 
-    asset = terms.chain.network.asset(terms.asset)
-    if asset is None:
-        raise ValueError(f"{terms.asset} is not a token of {terms.chain.name}")
+    asset = _asset(terms)
     return {
         "scheme": "exact",
         "network": terms.chain.network.v1_name,

@@ -13,7 +13,7 @@ to pay again for something whose outcome is not known.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -216,7 +216,9 @@ def _matching(
 ) -> offers.Terms:
     """Without a token (x402 v1): the amount must be one that is on offer for this request now."""
     if came.purpose == offers.CREDITS:
-        on_offer = offers.terms_for_credits(settings, presented.authorization.value_units)
+        on_offer: Sequence[offers.Terms] = offers.terms_for_credits(
+            settings, presented.authorization.value_units
+        )
     else:
         on_offer = offers.terms_for_call(settings, came.asked.price_units, came.asked.price_units)
     mine = [terms for terms in on_offer if terms.chain.caip2 == chain.caip2]
