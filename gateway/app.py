@@ -1,4 +1,4 @@
-"""The gateway as one ASGI application, and the process that serves it.
+"""The gateway as one ASGI application.
 
 Farebox's own paths are a Starlette application; everything else goes to the priced routes as raw
 ASGI, without a framework in between. Both stand behind one edge (``middleware.py``).
@@ -7,12 +7,9 @@ ASGI, without a framework in between. Both stand behind one edge (``middleware.p
 from __future__ import annotations
 
 import asyncio
-import json
-import signal
-import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -22,33 +19,32 @@ from starlette.routing import Route, Router
 from chain import tokens
 from chain.errors import ChainError
 from chain.rpc import Rpc
-from gateway import ledger, work
+from gateway import cache, ledger
 from gateway.accounts import routes as account_routes
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.errors import Problem
+from gateway.limits import Limits, client_of
 from gateway.middleware import edge
 from gateway.migrations.run import migrate
 from gateway.node import Behind, Node, unavailable
-from gateway.observe import log, set_up
+from gateway.observe import log
 from gateway.own import NODE, node_of
 from gateway.payments import card, offers, stripe
 from gateway.payments import routes as payment_routes
 from gateway.payments.rails import Rails
-from gateway.proxy import cors, free, leases, paid
+from gateway.proxy import cors, free, paid
 from gateway.proxy import routes as request_routes
 from gateway.proxy.client import UpstreamClient, parse_origin
+from gateway.proxy.pace import Pace
 from gateway.proxy.routes_table import MethodNotAllowed, compile_routes, is_reserved
 from gateway.proxy.routes_table import Route as PricedRoute
 from gateway.proxy.target import from_scope
-from gateway.settings import Settings
+from gateway.settings import Server, Settings
 from gateway.web import routes as web_routes
 from gateway.web.required import payment_required, wants_page
 
 if TYPE_CHECKING:
-    import uvicorn
     from starlette.types import ASGIApp, Receive, Scope, Send
-
-_BACKLOG: Final = 2_048
 
 
 class BadToken(Exception):  # noqa: N818
@@ -97,6 +93,7 @@ async def open_node(settings: Settings) -> Node:
             for upstream in settings.upstreams
         },
         client=UpstreamClient(),
+        limits=_limits(settings.server, keys.deployment),
         cards=cards,
     )
     try:
@@ -106,6 +103,16 @@ async def open_node(settings: Settings) -> Node:
         await close_node(node)
         raise
     return node
+
+
+def _limits(server: Server, deployment: str) -> Limits:
+    # On SQLite one process serves: it has nobody to share its counts with.
+    url = server.redis if server.on_postgres else ""
+    return Limits(
+        cache.connect(url, deadline_ms=server.redis_timeout_ms),
+        deployment=deployment,
+        uncharged_per_min=server.uncharged_per_min,
+    )
 
 
 async def _check_tokens(node: Node) -> None:
@@ -128,6 +135,8 @@ async def close_node(node: Node) -> None:
     node.stopping.set()
     await node.writer.stop()
     await node.client.close()
+    if node.limits.cache is not None:
+        await node.limits.cache.close()
     for rpc in node.rails.rpcs.values():
         await rpc.close()
     if node.cards is not None:
@@ -153,7 +162,7 @@ async def readyz(request: Request) -> Response:
     """Whether requests can be served now: the database answers and the writer lives.
 
     A chain that does not answer is reported and does not make the gateway unready: only
-    purchases on it are refused.
+    purchases on it are refused. Nor does Redis: limits are counted per process until it answers.
     """
     node = node_of(request)
     checks: dict[str, str] = {"writer": "ok" if node.writer.alive else "stopped"}
@@ -163,6 +172,8 @@ async def readyz(request: Request) -> Response:
     except DatabaseUnavailable:
         checks["database"] = "unreachable"
     ready = all(state == "ok" for state in checks.values())
+    if node.limits.cache is not None:
+        checks["redis"] = "ok" if await node.limits.cache.ping() else "unreachable"
     for caip2, rpc in node.rails.rpcs.items():
         try:
             await rpc.check_chain_id()
@@ -235,19 +246,29 @@ class _Front:
             )
         if not isinstance(route, PricedRoute):
             raise Problem("not_found", "There is no such route.")
-        if route.free:
-            await free.serve(node, route, target, scope, receive, send)
-            return
-        request = paid.Request(route, method, target, scope["headers"], node.now_s())
+        headers = scope["headers"]
+        peer, _ = scope["client"] or ("", 0)
+        client = client_of(peer, headers, node.settings.server.trusted_proxies)
+        pace = None
+        if route.rate_limit is not None:
+            pace = Pace(node, route, route.rate_limit, client)
         try:
-            await paid.serve(node, request, receive, send)
-        except Problem as problem:
+            if pace is not None:
+                await pace.arrived(headers)
+            answer = send if pace is None else pace.told(send)
+            if route.free:
+                await free.serve(node, route, target, scope, receive, answer)
+                return
+            request = paid.Request(route, method, target, headers, node.now_s(), client, pace)
+            await paid.serve(node, request, receive, answer)
+        except Problem as refusal:
+            problem = refusal if pace is None else await pace.refused(refusal)
             if "PAYMENT-REQUIRED" not in problem.headers:
-                raise
-            accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
+                raise problem from problem.__cause__
+            accept = b",".join(value for name, value in headers if name == b"accept")
             if not wants_page(accept.decode("latin-1")):
                 problem.headers["Vary"] = "Accept"
-                raise
+                raise problem from problem.__cause__
             page = payment_required(node.settings, problem, method, target.raw.decode("ascii"))
             await page(scope, receive, send)
 
@@ -258,89 +279,3 @@ async def _preflight(methods: Any, headers: Any, send: Send) -> None:
     fields = cors.preflight_headers(methods, headers)
     await send({"type": "http.response.start", "status": 204, "headers": fields})
     await send({"type": "http.response.body", "body": b""})
-
-
-def serve(settings: Settings, *, as_json: bool = False) -> None:
-    """``farebox serve``: until it is told to stop. Raises ``OSError`` if the port is in use."""
-    set_up(settings.server.log_level)
-    sock = _bind(settings)
-    # uvloop is part of the dependencies where it exists; Windows has only asyncio's own loop.
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings, sock, as_json=as_json))
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
-def _bind(settings: Settings) -> socket.socket:
-    """Take the port before anything else, so that a second gateway says so at once."""
-    listen = settings.server.listen
-    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind((listen.host, listen.port))
-    # Whoever reads that we are ready may connect at once: the kernel keeps it until we accept.
-    sock.listen(_BACKLOG)
-    return sock
-
-
-async def _serve(settings: Settings, sock: socket.socket, *, as_json: bool) -> None:
-    import uvicorn
-
-    from gateway.proxy import wire
-
-    node = await open_node(settings)
-    async with closing(node):
-        config = uvicorn.Config(
-            build(node),
-            http=wire.protocol(),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=True,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=settings.server.stop_s,
-        )
-        server = uvicorn.Server(config)
-        _stop_on_signals(server)
-        tasks = [asyncio.create_task(leases.renewing(node))]
-        if settings.server.work:
-            tasks.append(asyncio.create_task(work.loop(node)))
-        _announce(settings, as_json=as_json)
-        try:
-            await server.serve(sockets=[sock])
-        finally:
-            node.stopping.set()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _stop_on_signals(server: uvicorn.Server) -> None:
-    """SIGTERM and SIGINT end the serving, a second SIGINT at once; the rest is ours to close.
-
-    uvicorn's own way raises the signal again when it has stopped serving, which would end the
-    process before the ledger's writer has finished and the connections are closed.
-    """
-    server.capture_signals = nullcontext  # type: ignore[assignment, method-assign]  # as said
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
-
-
-def _announce(settings: Settings, *, as_json: bool) -> None:
-    """One line that says it is there; for programs as JSON."""
-    url = settings.server.public_url
-    if as_json:
-        line = json.dumps({"ready": True, "url": url, "listen": str(settings.server.listen)})
-        print(line, flush=True)  # noqa: T201  (the command's own output)
-    else:
-        log.info("Farebox is at %s", url)

@@ -120,6 +120,7 @@ _FAULTS: Final[dict[str, tuple[int, str]]] = {
     "gateway.config.ConfigError": (CONFIG, "{}"),
     "gateway.proxy.routes_table.RouteError": (CONFIG, "{}"),
     "gateway.app.BadToken": (CONFIG, "{}"),
+    "gateway.workers.WorkersFailed": (UNREACHABLE, "{}"),
     "gateway.migrations.run.NewerDatabase": (CONFIG, "{}; install that release"),
     "gateway.db.DatabaseUnavailable": (UNREACHABLE, "the database cannot be reached: {}"),
     "chain.errors.Unavailable": (UNREACHABLE, "the chain cannot be reached: {}"),
@@ -265,7 +266,7 @@ def serve(as_json: bool, config: Path | None, **given: Any) -> None:
             settings = _quick_settings(config, overrides, given)
         except ConfigError as error:
             raise Stop(str(error), CONFIG, error.faults) from None
-    from gateway.app import serve as run
+    from gateway.serve import serve as run
 
     try:
         run(settings, as_json=as_json)

@@ -97,6 +97,7 @@ CODES: Final[dict[str, Code]] = {
     # 413, 415, 429, 431: size and pace
     "body_too_large": Code(413, False, "The body is larger than this gateway takes"),
     "unsupported_media_type": Code(415, False, "The body has a type that is not accepted"),
+    "rate_limited": Code(429, True, "Too many requests"),
     "headers_too_large": Code(431, False, "The header fields are larger than this gateway takes"),
     # 5xx: us and the upstream
     "internal_error": Code(500, True, "Something went wrong here"),

@@ -8,6 +8,7 @@ value the program uses, or raises ``ValueError`` with a message that continues t
 from __future__ import annotations
 
 import calendar
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import BeforeValidator, Field, PlainValidator, SecretStr
 
 from gateway.money import parse_usd
 
@@ -167,11 +168,27 @@ def listed(value: object) -> object:
     return value
 
 
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def ip_network(value: object) -> IPNetwork:
+    """An address such as ``10.1.2.3``, or a network such as ``10.0.0.0/8``."""
+    if isinstance(value, IPNetwork):
+        return value
+    try:
+        if isinstance(value, str):
+            return ipaddress.ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"should be an address or a network: {error}") from None
+    raise ValueError('should be an address or a network such as "10.0.0.0/8"')
+
+
 Count = Annotated[int, BeforeValidator(whole)]
 Bytes = Annotated[int, BeforeValidator(size_bytes)]
 Seconds = Annotated[int, BeforeValidator(duration_s)]
 Units = Annotated[int, BeforeValidator(usd_units)]
 Address = Annotated[str, BeforeValidator(address)]
+NetworkAt = Annotated[IPNetwork, PlainValidator(ip_network)]
 Origin = Annotated[str, BeforeValidator(origin)]
 Secret = Annotated[SecretStr, Field(min_length=1)]
 PrivateKey = Annotated[SecretStr, BeforeValidator(private_key)]
@@ -241,7 +258,7 @@ def span(value: object) -> Span | None:
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """At most ``count`` requests in any ``window_s``."""
+    """At most ``count`` requests in a window of ``window_s``, which begins with the first."""
 
     count: int
     window_s: int

@@ -13,6 +13,7 @@ from gateway import ledger
 from gateway.accounts import wallets
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.errors import Problem
+from gateway.limits import Limits
 from gateway.payments.card import Cards
 from gateway.payments.rails import Rails
 from gateway.proxy.client import Origin, UpstreamClient
@@ -43,6 +44,7 @@ class Node:
     routes: RouteTable
     upstreams: Mapping[str, Behind]
     client: UpstreamClient
+    limits: Limits
     cards: Cards | None
     # Wallet to account, which never changes once it exists. Bounded, oldest out.
     accounts: OrderedDict[tuple[str, str], int] = field(default_factory=OrderedDict)

@@ -11,11 +11,13 @@ from typing import Final
 log: Final = logging.getLogger("farebox")
 
 
-def set_up(level: str) -> None:
-    """One line an event on stderr. Libraries speak from warnings upwards."""
+def set_up(level: str, *, process: bool = False) -> None:
+    """One line an event on stderr, with ``process`` naming whose it is. Libraries speak from
+    warnings upwards."""
     handler = logging.StreamHandler()
+    whose = "%(name)s[%(process)d]" if process else "%(name)s"
     handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)-7s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+        logging.Formatter(f"%(asctime)s %(levelname)-7s {whose} %(message)s", "%Y-%m-%dT%H:%M:%S")
     )
     root = logging.getLogger()
     root.handlers = [handler]

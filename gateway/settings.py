@@ -30,6 +30,7 @@ from gateway.forms import (
     Count,
     Listen,
     ListenAt,
+    NetworkAt,
     Origin,
     PriceOf,
     PrivateKey,
@@ -42,12 +43,9 @@ from gateway.forms import (
 
 NO_EFFECT: Final = frozenset(
     {
-        ("Server", "redis"),
-        ("Server", "workers"),
         ("Server", "pages_url"),
         ("Server", "admin_listen"),
         ("Server", "admin_token_file"),
-        ("Server", "uncharged_per_min"),
         ("Chain", "native_usd_units"),
         ("Chain", "mint_at"),
         ("Chain", "exposure_limit_units"),
@@ -82,6 +80,10 @@ class Server(Section):
     """Who sells here, as pages for people say it. Empty: the host name of ``public_url``."""
     database: str = Field("sqlite:///farebox.db", repr=False)
     redis: str = Field("", repr=False)
+    redis_timeout_ms: Annotated[Count, Field(ge=1, le=10_000)] = 50
+    """How long a request waits for a count that is shared; then this process counts alone."""
+    trusted_proxies: Annotated[tuple[NetworkAt, ...], BeforeValidator(forms.listed)] = ()
+    """Whose ``X-Forwarded-For`` is believed when calls are counted by address."""
     workers: Annotated[Count, Field(ge=1, le=256)] = 1
     work: bool = True
     """Whether ``serve`` runs the background loop too."""

@@ -30,20 +30,22 @@ _PER_ROUND: Final = 50
 _PASSING: Final = (ChainError, CardError, DatabaseUnavailable, CommitUnknown, TimeoutError)
 
 
-async def loop(node: Node) -> None:
-    """Run until the node stops."""
+async def loop(node: Node, *, audits: bool = True) -> None:
+    """Run until the node stops. Of several workers on one machine one need do the ``audits``."""
     server = node.settings.server
     if node.db.dialect == "sqlite":
         # This is the only process that serves, and it has just started.
         async with node.db.write() as tx:
             await journal.drop_leases(tx)
-    await asyncio.gather(
+    pieces = [
         _every(node, server.sweep_s, _sweep),
         _every(node, min(server.sweep_s, 2), finish_payments),
         _every(node, server.reconcile_s, _look_at_cards),
         _every(node, 600, _purge),
-        _every(node, AUDIT_EVERY_S, _audit),
-    )
+    ]
+    if audits:
+        pieces.append(_every(node, AUDIT_EVERY_S, _audit))
+    await asyncio.gather(*pieces)
 
 
 async def _every(node: Node, period_s: float, piece: Callable[[Node], Awaitable[None]]) -> None:

@@ -17,9 +17,11 @@ from typing import Any, Final
 from gateway import ledger
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
+from gateway.limits import Client
 from gateway.money import format_credits
 from gateway.node import Behind, Node, unavailable
 from gateway.proxy import cors, headers, leases, replies
+from gateway.proxy.pace import ended_uncharged
 from gateway.proxy.routes_table import Route, upstream_target
 from gateway.proxy.target import Target
 from gateway.proxy.upstream import Answer, Timeouts, open_upstream
@@ -46,6 +48,7 @@ class Incoming:
     target: Target
     headers: Fields
     body: bytes = field(repr=False)
+    client: Client
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,9 @@ async def run(node: Node, incoming: Incoming, ticket: Ticket, receive: Receive, 
             # charged. If even this cannot be written the sweeper does it.
             await call.void("gateway_error", None)
             raise
+        finally:
+            if not call.charged:
+                ended_uncharged(node, ticket.hold.account_id, incoming.client)
 
 
 def _open(node: Node, incoming: Incoming, ticket: Ticket) -> open_upstream:
@@ -127,6 +133,7 @@ class _Call:
         self._receive = receive
         self._send = send
         self._started = False
+        self.charged = False
 
     async def relay(self, answer: Answer) -> None:
         """Pass an upstream's answer on, charged if it counts as success."""
@@ -225,6 +232,7 @@ class _Call:
     async def _submit(self, step: ledger.Close) -> ledger.Closed:
         outcome = await self._node.writer.submit(step)
         if isinstance(outcome, ledger.Closed):
+            self.charged = outcome.transfer.kind == "capture"
             return outcome
         # Our lease was over and the sweeper voided the hold: what was done is not charged, and
         # what is not charged is not delivered as if it were.

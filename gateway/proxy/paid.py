@@ -17,6 +17,7 @@ from chain.errors import ChainError
 from gateway import ledger
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
+from gateway.limits import Client
 from gateway.middleware import read_body
 from gateway.money import format_usd, parse_usd
 from gateway.node import Node, unavailable
@@ -26,6 +27,7 @@ from gateway.payments.wire import Presented
 from gateway.pricing.quote import PriceRequest, Quote, quote
 from gateway.proxy import forward, replies
 from gateway.proxy.identity import Caller, Headers, auth_problem, guard_of, identify
+from gateway.proxy.pace import Pace, refuse_uncharged
 from gateway.proxy.routes_table import Route
 from gateway.proxy.target import Target
 from wallet_auth import AuthError, check_body
@@ -46,6 +48,8 @@ class Request:
     target: Target
     headers: Headers
     now_s: int
+    client: Client
+    pace: Pace | None  # on routes with a rate limit
 
 
 async def serve(node: Node, request: Request, receive: Receive, send: Send) -> None:
@@ -56,6 +60,8 @@ async def serve(node: Node, request: Request, receive: Receive, send: Send) -> N
             node, request.method, request.target, request.headers, request.now_s
         )
         presented = caller.presented
+        if request.pace is not None:
+            await request.pace.identified(caller)
         if presented is not None:
             node.rails.chain_of(presented)
     except Problem as refusal:
@@ -80,7 +86,9 @@ async def serve(node: Node, request: Request, receive: Receive, send: Send) -> N
     if isinstance(taken, replies.Reply):
         await replies.send(taken, request.method, send)
         return
-    incoming = forward.Incoming(request.route, request.target, request.headers, body)
+    incoming = forward.Incoming(
+        request.route, request.target, request.headers, body, request.client
+    )
     await forward.run(node, incoming, taken, receive, send)
 
 
@@ -177,6 +185,7 @@ async def _take(
     account_id = await node.account_of(*(caller.wallet or ("", "")))
     if account_id is None:
         raise _challenge(node, request, price, balance_units=0)
+    refuse_uncharged(node, account_id, request.client)
     outcome = await node.writer.submit(hold(account_id, price.max_units))
     return await _settle_hold(node, request, price, caller, outcome, None)
 
@@ -202,6 +211,8 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
     presented = caller.presented
     if presented is None:
         raise ledger.LedgerFault("no payment to take")
+    payer = await node.account_of(presented.authorization.from_, "")
+    refuse_uncharged(node, payer, request.client)  # before anybody's money moves
     came = x402.CameWith(_asked(request, price), offers.CALL, content)
     try:
         paid = await x402.pay(node.rails, presented, came, hold)

@@ -1,0 +1,183 @@
+"""``farebox serve``: the process that listens, or the parent of several (``workers.py``)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Final
+
+from gateway import work
+from gateway.app import build, closing, open_node
+from gateway.node import Node
+from gateway.observe import log, set_up
+from gateway.proxy import leases
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    import uvicorn
+
+_BACKLOG: Final = 2_048
+
+
+def serve(settings: Settings, *, as_json: bool = False) -> None:
+    """Until it is told to stop. Raises ``OSError`` if the port is in use."""
+    set_up(settings.server.log_level)
+    if settings.server.workers > 1:
+        from gateway import workers
+
+        workers.run(settings, lambda: announce(settings, as_json=as_json))
+        return
+    # Taken before anything else, so that a second gateway says so at once. And whoever reads that
+    # we are ready may connect at once: the kernel keeps it until we accept.
+    sock = bind(settings)
+    sock.listen(_BACKLOG)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_alone(settings, sock, as_json=as_json))
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop is part of the dependencies where it exists; Windows has only asyncio's own loop."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def bind(settings: Settings, *, port: int | None = None, shared: bool = False) -> socket.socket:
+    """A socket at ``server.listen``. ``shared``: others of ours may take the same port."""
+    listen = settings.server.listen
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((listen.host, listen.port if port is None else port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _alone(settings: Settings, sock: socket.socket, *, as_json: bool) -> None:
+    node = await open_node(settings)
+    async with closing(node):
+        server = uvicorn_server(node)
+        _stop_on_signals(server)
+        announce(settings, as_json=as_json)
+        await run(node, server, sock)
+
+
+async def as_worker(settings: Settings, port: int, orders: Orders, *, first: bool) -> None:
+    """One of several processes: with its own writer, pools, loop and socket.
+
+    The socket exists only while this process can accept: with SO_REUSEPORT the kernel shares new
+    connections out among the sockets that listen, and those of a dead process are gone.
+    """
+    node = await open_node(settings)
+    async with closing(node):
+        server = uvicorn_server(node)
+        orders.obey(server)
+        sock = bind(settings, port=port, shared=True)
+        sock.listen(_BACKLOG)
+        orders.ready()
+        await run(node, server, sock, audits=first)
+
+
+class Orders:
+    """How a worker and its parent talk: SIGTERM, and two pipes."""
+
+    def __init__(self, status: int, lifeline: int) -> None:
+        self._status = status
+        self._lifeline = lifeline
+
+    def ready(self) -> None:
+        """Tell the parent that requests are taken."""
+        self.say({"ready": True})
+
+    def say(self, what: object) -> None:
+        """Tell the parent something, on one line."""
+        import os
+
+        os.write(self._status, json.dumps(what).encode() + b"\n")
+
+    def obey(self, server: uvicorn.Server) -> None:
+        """Stop at a SIGTERM, at once at a second one; and when the parent is gone."""
+        server.capture_signals = nullcontext  # type: ignore[assignment, method-assign]  # see below
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            server.handle_exit(signal.SIGINT if server.should_exit else signal.SIGTERM, None)
+
+        def orphaned() -> None:
+            loop.remove_reader(self._lifeline)
+            log.warning("the parent process is gone: stopping")
+            stop()
+
+        loop.add_signal_handler(signal.SIGTERM, stop)
+        loop.add_reader(self._lifeline, orphaned)
+
+
+def uvicorn_server(node: Node) -> uvicorn.Server:
+    """The HTTP server for an open node."""
+    import uvicorn
+
+    from gateway.proxy import wire
+
+    config = uvicorn.Config(
+        build(node),
+        http=wire.protocol(),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=True,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=node.settings.server.stop_s,
+    )
+    return uvicorn.Server(config)
+
+
+async def run(
+    node: Node, server: uvicorn.Server, sock: socket.socket, *, audits: bool = True
+) -> None:
+    """Serve until the server is told to stop."""
+    tasks = [asyncio.create_task(leases.renewing(node))]
+    if node.settings.server.work:
+        tasks.append(asyncio.create_task(work.loop(node, audits=audits)))
+    try:
+        await server.serve(sockets=[sock])
+    finally:
+        node.stopping.set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _stop_on_signals(server: uvicorn.Server) -> None:
+    """SIGTERM and SIGINT end the serving, a second SIGINT at once; the rest is ours to close.
+
+    uvicorn's own way raises the signal again when it has stopped serving, which would end the
+    process before the ledger's writer has finished and the connections are closed.
+    """
+    server.capture_signals = nullcontext  # type: ignore[assignment, method-assign]  # as said
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
+
+
+def announce(settings: Settings, *, as_json: bool) -> None:
+    """One line that says it is there; for programs as JSON."""
+    url = settings.server.public_url
+    if as_json:
+        line = json.dumps({"ready": True, "url": url, "listen": str(settings.server.listen)})
+        print(line, flush=True)  # noqa: T201  (the command's own output)
+    else:
+        log.info("Farebox is at %s", url)
