@@ -4,6 +4,10 @@ It does everything at once and keeps nothing twice: a capture is taken from lots
 happens, earliest expiry first; a lot dies the moment it expires; what can be spent is counted from
 the lots and the open holds whenever somebody asks. The real ledger is compared with it lot by lot.
 
+A lot can be claimed by others: all of it in a dispute, or what was reversed. What it cannot give
+at once, because it was spent or is needed by open holds, it is short of; an account owes what its
+lots are short of, less what others of its lots have repaid.
+
 Outcomes are tuples that begin with a word. Lots and holds have the names the ledger gave them
 (their ids): of two lots that expire together the lower one is spent first, and the lower of two
 holds counts as the older one.
@@ -25,9 +29,17 @@ class Lot:
     expires_ms: int
     minted: int
     remaining: int
-    captured: int = 0
+    captured: int = 0  # less what was refunded
     expired: int = 0
     alive: bool = True
+    frozen: bool = False
+    reversed: int = 0
+    short: int = 0
+    repaid: int = 0
+
+    @property
+    def claim(self) -> int:
+        return self.minted if self.frozen else self.reversed
 
 
 @dataclass
@@ -42,6 +54,8 @@ class Hold:
     lease_ms: int
     pins: list[tuple[Lot, int]] = field(default_factory=list)
     closed: tuple[str, int] | None = None  # capture or void, and how much
+    paid_by: list[Lot] = field(default_factory=list)  # one entry for each unit, in order
+    refunded: int = 0
 
     @property
     def floating(self) -> int:
@@ -59,13 +73,24 @@ class Model:
     facts: dict[tuple[str, str, int], Lot] = field(default_factory=dict)
     by_value: dict[tuple[int, str, str, str], Hold] = field(default_factory=dict)
     by_alias: dict[tuple[int, str, str], Hold] = field(default_factory=dict)
-    stopped: set[int] = field(default_factory=set)  # frozen, or in debt
+    refunds: dict[tuple[int, str], tuple[int, int | None, int]] = field(default_factory=dict)
+    stopped: set[int] = field(default_factory=set)  # frozen by an operator
 
     # --- what can be asked ------------------------------------------------------------------
 
+    def of(self, account: int) -> list[Lot]:
+        return [lot for lot in self.lots if lot.account == account]
+
+    def debt(self, account: int) -> int:
+        """What an account owes."""
+        return sum(lot.short - lot.repaid for lot in self.of(account))
+
+    def spent(self, account: int) -> int:
+        return sum(lot.captured for lot in self.of(account))
+
     def live(self, account: int) -> list[Lot]:
         """Live lots in the order they are spent."""
-        mine = [lot for lot in self.lots if lot.account == account and lot.alive]
+        mine = [lot for lot in self.of(account) if lot.alive and not lot.frozen]
         return sorted(mine, key=lambda lot: (lot.expires_ms, lot.name))
 
     def open(self, account: int) -> list[Hold]:
@@ -92,13 +117,17 @@ class Model:
     def _die(self, lot: Lot) -> None:
         """The oldest holds keep what they may still need of it; the rest expires."""
         lot.alive = False
+        self._pin(lot, lot.remaining)
+        lot.expired += lot.remaining
+        lot.remaining = 0
+
+    def _pin(self, lot: Lot, units: int) -> None:
         for hold in self.open(lot.account):
-            part = min(hold.floating, lot.remaining)
+            part = min(hold.floating, units)
             if part:
                 hold.pins.append((lot, part))
                 lot.remaining -= part
-        lot.expired += lot.remaining
-        lot.remaining = 0
+                units -= part
 
     # --- steps ------------------------------------------------------------------------------
 
@@ -116,6 +145,7 @@ class Model:
         lot = Lot(name, account, expires_ms, amount, amount)
         self.lots.append(lot)
         self.facts[fact] = lot
+        lot.remaining -= self._repay(lot, amount)
         self.at(self.now_ms)  # it may be due already
         return ("minted", lot.name, *self.balance(account))
 
@@ -141,8 +171,8 @@ class Model:
             if known.content != content:
                 return ("conflict", known.name)
             return ("repeated", known.name, known.closed)
-        if account in self.stopped:
-            return ("frozen",)
+        if account in self.stopped or self.debt(account):
+            return ("frozen", self.debt(account))
         available, _ = self.balance(account)
         if units > available:
             return ("short", available, units)
@@ -162,18 +192,106 @@ class Model:
         if if_lapsed and hold.lease_ms > self.now_ms:
             return ("still leased",)
         hold.closed = ("void" if void else "capture", amount)
+        unused = []
         for lot, units in sorted(hold.pins, key=lambda pin: (pin[0].expires_ms, pin[0].name)):
             part = min(units, amount)
-            lot.captured += part
-            lot.expired += units - part
+            self._capture(hold, lot, part)
+            unused.append((lot, units - part))
             amount -= part
         for lot in self.live(hold.account):
             part = min(lot.remaining, amount)
-            lot.captured += part
             lot.remaining -= part
+            self._capture(hold, lot, part)
             amount -= part
+        for lot, units in unused:
+            self._give_back(lot, units)
         assert amount == 0, "a hold must be covered until it ends"
         return ("closed", *hold.closed, *self.balance(hold.account))
+
+    def _capture(self, hold: Hold, lot: Lot, units: int) -> None:
+        lot.captured += units
+        hold.paid_by += [lot] * units
+
+    def refund(self, name: int, amount: int | None, key: str) -> tuple[object, ...]:
+        hold = self.holds[name]
+        known = self.refunds.get((hold.account, key))
+        if known is not None:
+            same = known[:2] == (name, amount)
+            return ("refunded before", known[2]) if same else ("refund conflict",)
+        left = len(hold.paid_by)
+        units = left if amount is None else amount
+        if units > left or left == 0:
+            return ("not refundable", left)
+        self.refunds[hold.account, key] = (name, amount, units)
+        for _ in range(units):
+            lot = hold.paid_by.pop()
+            lot.captured -= 1
+            hold.refunded += 1
+            self._give_back(lot, 1)
+        return ("refunded", units, *self.balance(hold.account))
+
+    def claim(
+        self, name: int, *, frozen: bool | None = None, total: int | None = None
+    ) -> tuple[object, ...]:
+        """Freeze or unfreeze a lot, or say how much of it was reversed in all."""
+        lot = next(lot for lot in self.lots if lot.name == name)
+        before = (lot.frozen, lot.reversed)
+        after = (
+            lot.frozen if frozen is None else frozen,
+            lot.reversed if total is None else total,
+        )
+        if before != after:
+            free, _ = self.balance(lot.account)
+            more = (lot.minted if after[0] else after[1]) - lot.claim
+            if more > 0:
+                self._take(lot, more, free)
+            lot.frozen, lot.reversed = after
+            if more < 0:
+                self._give_back(lot, -more)
+        return ("lot", before != after, self.debt(lot.account), *self.balance(lot.account))
+
+    def _take(self, lot: Lot, units: int, free: int) -> None:
+        """What nobody needs of it first, then what the house had of it, then what it repaid."""
+        at_hand = min(units, lot.remaining)
+        part = min(at_hand, free)
+        lot.remaining -= part
+        units -= part
+        self._pin(lot, at_hand - part)  # and is short of it until the holds let go
+        part = min(units, lot.expired)
+        lot.expired -= part
+        units -= part
+        part = min(units, lot.repaid)
+        lot.repaid -= part
+        lot.short += units - part
+
+    def _give_back(self, lot: Lot, units: int) -> None:
+        own = min(units, lot.short)
+        lot.short -= own
+        # If nothing is owed any more, those who paid get back what was too much.
+        for payer in sorted(self.of(lot.account), key=lambda each: -each.name):
+            part = min(payer.repaid, max(-self.debt(lot.account), 0))
+            payer.repaid -= part
+            self._home(payer, part)
+        self._home(lot, units - own)
+
+    def _home(self, lot: Lot, units: int) -> None:
+        units -= self._repay(lot, units)
+        assert not (units and lot.frozen), "nothing of a frozen lot is free"
+        if lot.expires_ms <= self.now_ms:
+            lot.expired += units
+        else:
+            lot.remaining += units
+
+    def _repay(self, lot: Lot, units: int) -> int:
+        part = min(units, max(self.debt(lot.account), 0))
+        lot.repaid += part
+        return part
+
+    def stop(self, account: int, *, frozen: bool) -> tuple[object, ...]:
+        """An operator freezes the account, or lets it go."""
+        changed = (account in self.stopped) != frozen
+        self.stopped = self.stopped | {account} if frozen else self.stopped - {account}
+        return ("account", frozen, changed)
 
     def look(self, account: int) -> tuple[object, ...]:
         return ("current", *self.balance(account))

@@ -16,6 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from gateway.accounts import wallets
 from gateway.db import Database, transact
@@ -84,7 +85,7 @@ async def main(url: str, name: str) -> None:
     accounts = []
     for n in range(ACCOUNTS):
         address = f"0x{n:040x}"
-        accounts.append(await transact(db, lambda tx, a=address: wallets.ensure(tx, a, 0)))
+        accounts.append(await transact(db, partial(wallets.ensure, address=address, now_ms=0)))
     writer = await Writer.start(db)
     open_before = await left_open(db)
     await asyncio.gather(

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import pytest
+
+from gateway import db_postgres, db_sqlite
 from gateway.accounts import wallets
-from gateway.db import Database
+from gateway.db import Database, Tx
 from gateway.ledger import Call, Close, Guard, Hold, HoldRow, Mint, Outcome, Step, apply, audit
 from gateway.ledger.steps import NEVER, Held, Minted
 
 T0 = 1_700_000_000_000  # a clock of the tests' own
 CALL = Call("GET /paid", "GET", "/paid?x=1")
+
+
+@dataclass
+class Clock:
+    """The time of the database and of the process, moved by the test."""
+
+    now_ms: int = T0
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        async def now_ms(_tx: Tx) -> int:
+            return self.now_ms
+
+        patch.setattr(db_sqlite._SqliteTx, "now_ms", now_ms)
+        patch.setattr(db_postgres._PostgresTx, "now_ms", now_ms)
 
 
 def address(n: int) -> str:

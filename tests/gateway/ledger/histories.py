@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from gateway import db_postgres, db_sqlite
 from gateway.db import Database, Tx
 from gateway.ledger import (
     AlreadyClosed,
@@ -41,7 +40,7 @@ from gateway.ledger import (
     ids,
     sweep,
 )
-from tests.gateway.ledger.helpers import CALL, T0, faults
+from tests.gateway.ledger.helpers import CALL, T0, Clock, faults
 from tests.oracle.ledger_model import FOR_EVER, Model
 
 Entry = tuple[Any, ...]
@@ -49,20 +48,6 @@ History = list[Entry]
 ACCOUNTS = 3
 BATCH = 20
 MARGIN_MS = 1_000
-
-
-@dataclass
-class Clock:
-    """The time of the database and of the process, moved by the test."""
-
-    now_ms: int = T0
-
-    def install(self, patch: pytest.MonkeyPatch) -> None:
-        async def now_ms(_tx: Tx) -> int:
-            return self.now_ms
-
-        patch.setattr(db_sqlite._SqliteTx, "now_ms", now_ms)
-        patch.setattr(db_postgres._PostgresTx, "now_ms", now_ms)
 
 
 def make(seed: int, length: int) -> History:
@@ -272,6 +257,8 @@ class Run:
                 )
             case Expire():
                 return self.model.look(step.account_id)
+            case _:
+                raise AssertionError(f"the model does not know {step}")
 
     def _told(self, outcome: Outcome) -> tuple[object, ...]:  # noqa: PLR0911  (a table)
         match outcome:
@@ -301,6 +288,8 @@ class Run:
                 return ("minted before", lot_id, account_id, units)
             case Current(balance):
                 return ("current", balance.available_units, balance.held_units)
+            case _:
+                raise AssertionError(f"the model does not know {outcome}")
 
     async def _sweep(self) -> None:
         """Every hold whose lease is over is voided, except those too young to be looked at."""

@@ -14,6 +14,7 @@ from typing import Any
 from gateway.db import Database
 from tests import servers
 from tests.gateway.ledger.helpers import faults
+from tests.keeper import die_with_parent
 
 ROUNDS = 20
 ROOT = Path(__file__).parents[3]
@@ -60,7 +61,7 @@ def _nursery(url: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
         bufsize=1,
-        preexec_fn=servers.die_with_parent,  # noqa: PLW1509  (touches no lock)
+        preexec_fn=die_with_parent,  # noqa: PLW1509  (touches no lock)
     )
 
 

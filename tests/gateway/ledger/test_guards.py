@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.db import Database
-from gateway.ledger import Conflict, Held, Hold, Minted, MintedBefore, Repeated, read
+from gateway.ledger import Conflict, FreezeAccount, Held, Hold, Minted, MintedBefore, Repeated, read
 from tests.gateway.ledger.helpers import (
     capture,
     held,
@@ -35,8 +35,7 @@ async def test_a_repeat_is_known_before_funds_are_looked_at(db: Database) -> Non
     account = await open_account(db)
     await minted(db, mint(account, 10, "a"))
     row = await held(db, hold(account, "r1", 10))
-    async with db.write() as tx:
-        await tx.execute("UPDATE account SET frozen = 1 WHERE id = $1", account)
+    await one(db, FreezeAccount(account, True, "asked for", "ops"))
     assert await one(db, hold(account, "r1", 10)) == Repeated(row, None)
 
 

@@ -21,8 +21,8 @@ from gateway.accounts import wallets
 from gateway.db import Database
 from gateway.migrations.run import migrate
 from tests import servers
-from tests.gateway.ledger.helpers import T0, address
-from tests.gateway.ledger.histories import Clock, History, Run, make
+from tests.gateway.ledger.helpers import T0, Clock, address
+from tests.gateway.ledger.histories import History, Run, make
 
 LENGTH = 200
 SHORT = {"sqlite": 40, "postgres": 20}

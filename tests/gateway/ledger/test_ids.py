@@ -122,3 +122,5 @@ async def test_an_account_frozen_by_hand_is_frozen_at_once(db: Database) -> None
         await tx.execute("UPDATE account SET frozen = 1 WHERE id = $1", account)
         assert await apply(tx, [hold(account, "r2", 1)], T0) == [Frozen(0)]
     assert await one(db, hold(account, "r2", 1)) == Frozen(0)
+    async with db.write() as tx:  # the audit would ask who had decided it
+        await tx.execute("UPDATE account SET frozen = 0 WHERE id = $1", account)

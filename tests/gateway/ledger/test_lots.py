@@ -148,6 +148,19 @@ async def test_pins_are_spent_in_the_order_their_lots_expired(db: Database) -> N
     assert await expired(db) == {"b": 4}
 
 
+async def test_a_hold_lets_go_of_many_pins_at_once(db: Database) -> None:
+    """Each is a line of the statement and needs an id."""
+    account = await open_account(db)
+    await run(db, *(mint(account, 5, f"lot{i}", expires_ms=T0 + i) for i in range(1, 8)))
+    row = await held(db, hold(account, "r", 35))
+    for i in range(1, 8):
+        await one(db, Expire(account), T0 + i)
+    closed = await one(db, void(row), T0 + 100)
+    assert isinstance(closed, Closed)
+    assert closed.balance == Balance(0, 0)
+    assert await expired(db) == {f"lot{i}": 5 for i in range(1, 8)}
+
+
 async def test_a_pinned_hold_is_closed_when_another_lot_is_due(db: Database) -> None:
     """Its pins were once loaded twice: with the close, and with the account's open holds."""
     account = await open_account(db)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import pytest
@@ -41,7 +42,7 @@ from tests.gateway.ledger.helpers import (
 
 
 @pytest.fixture
-async def second(postgres: Database) -> Database:
+async def second(postgres: Database) -> AsyncIterator[Database]:
     """Another process's connections to the same database."""
     other = await Database.connect(postgres.url)
     yield other

@@ -13,9 +13,11 @@ from gateway.ledger import (
     Closed,
     Current,
     Expire,
+    FreezeAccount,
     Frozen,
     Held,
     LedgerFault,
+    Reverse,
     Short,
     StillLeased,
     read,
@@ -172,16 +174,21 @@ async def test_an_account_that_is_frozen_or_in_debt_spends_nothing(
     db: Database, column: str
 ) -> None:
     account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    lot = await minted(db, mint(account, 10, "a"))
+    await one(db, capture(await held(db, hold(account, "r", 7)), 7))
+    await minted(db, mint(account, 10, "b"))
     running = await held(db, hold(account, "r0", 3))
-    async with db.write() as tx:
-        await tx.execute(f"UPDATE account SET {column} = 1 WHERE id = $1", account)
+    if column == "debt":
+        await one(db, Reverse(lot, 10, "charged back"))
+    else:
+        await one(db, FreezeAccount(account, True, "asked for", "ops"))
+    debt = 7 if column == "debt" else 0
     for units in (0, 1, 1_000):
-        assert await one(db, hold(account, "r1", units)) == Frozen(int(column == "debt"))
+        assert await one(db, hold(account, "r1", units)) == Frozen(debt)
     # What runs already may end, and money may come in.
     assert isinstance(await one(db, capture(running, 3)), Closed)
-    await minted(db, mint(account, 5, "b"))
-    assert await scalar(db, f"SELECT {column} FROM account WHERE id = $1", account) == 1
+    await minted(db, mint(account, 5, "c"))
+    assert await one(db, hold(account, "r1", 0)) == Frozen(max(debt - 5, 0))
 
 
 async def test_two_accounts_do_not_touch_each_other(db: Database) -> None:

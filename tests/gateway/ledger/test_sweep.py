@@ -16,6 +16,8 @@ from gateway.ledger import (
     Current,
     Expire,
     HoldRow,
+    Outcome,
+    Step,
     StillLeased,
     Writer,
     apply,
@@ -25,6 +27,7 @@ from gateway.ledger import (
 )
 from tests.gateway.ledger.helpers import (
     T0,
+    Clock,
     capture,
     faults,
     held,
@@ -35,7 +38,6 @@ from tests.gateway.ledger.helpers import (
     open_account,
     scalar,
 )
-from tests.gateway.ledger.histories import Clock
 
 LEASE_MS = 60_000
 
@@ -52,8 +54,10 @@ async def hold_at(db: Database, clock: Clock, account: int, name: str, units: in
     return await held(db, hold(account, name, units, lease_ms=LEASE_MS), clock.now_ms)
 
 
-async def watermark(db: Database) -> object:
-    return await scalar(db, "SELECT next FROM sequence WHERE name = 'swept'")
+async def watermark(db: Database) -> int:
+    async with db.read() as tx:
+        mark: int = await tx.fetchval("SELECT next FROM sequence WHERE name = 'swept'")
+    return mark
 
 
 async def test_a_lapsed_hold_is_voided(db: Database, clock: Clock) -> None:
@@ -110,8 +114,8 @@ async def test_the_watermark_waits_for_ids_that_may_still_be_used(
     assert await sweep.note_open_holds(db) == 2
     # A block that is too old is left alone.
     await hold_from_block("r3")
-    top = await scalar(db, "SELECT max(id) FROM hold")
-    assert top >= await watermark(db)
+    mark = await watermark(db)
+    assert await scalar(db, "SELECT count(*) FROM hold WHERE id >= $1", mark) == 1
 
 
 async def test_each_id_range_is_looked_at_once_and_in_strides(
@@ -305,6 +309,25 @@ async def test_two_sweepers_and_the_owner_at_once(postgres: Database, clock: Clo
     spent = await scalar(postgres, "SELECT spent FROM account WHERE id = $1", account)
     assert spent == 5 * len(owner)
     await writer.stop()
+    await other.close()
+
+
+async def test_a_lease_renewed_while_the_sweeper_looks(
+    postgres: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = await open_account(postgres)
+    row = await hold_at(postgres, clock, account, "r1", 0)
+    clock.now_ms += 1_000_000
+    await sweep.note_open_holds(postgres)
+    other = await Database.connect(postgres.url)
+
+    async def late(tx: Tx, steps: list[Step], now_ms: int) -> list[Outcome]:
+        await sweep.renew(other, [row], LEASE_MS)
+        return await apply(tx, steps, now_ms)
+
+    monkeypatch.setattr(sweep, "apply", late)
+    assert await sweep.void_lapsed(postgres, 0) == []
+    assert isinstance(await one(postgres, capture(row, 0), clock.now_ms), Closed)
     await other.close()
 
 
