@@ -125,6 +125,9 @@ class SqliteDatabase(Database):
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        # INSERT OR REPLACE deletes without firing delete triggers unless this is on, and would get
+        # past those that keep the append-only tables so.
+        connection.execute("PRAGMA recursive_triggers = ON")
         # From here on a busy database is waited for on the event loop, not inside sqlite3.
         connection.execute("PRAGMA busy_timeout = 0")
         return connection
