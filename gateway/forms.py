@@ -306,6 +306,49 @@ def price(value: object) -> Price:
 PriceOf = Annotated[Price, BeforeValidator(price)]
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A place in a JSON answer, as names in order, and what must stand there; None: anything."""
+
+    path: tuple[str, ...]
+    equals: str | int | bool | None = None
+
+    @property
+    def name(self) -> str:
+        """The path as it was written."""
+        return ".".join(self.path)
+
+
+def status_range(value: object) -> tuple[int, int]:
+    """A status such as ``404``, or a class such as ``"4xx"``: the first and the last of it."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(text, str) and re.fullmatch(r"[2-5][0-9]{2}", text):
+        return int(text), int(text)
+    if isinstance(text, str) and re.fullmatch(r"[2-5]xx", text):
+        return int(text[0]) * 100, int(text[0]) * 100 + 99
+    raise ValueError('should be a status such as 404 or a class such as "4xx"')
+
+
+def member(value: object) -> Member:
+    """``"data.id"``, or ``{ path = "status", equals = "ok" }``."""
+    if isinstance(value, Member):
+        return value
+    equals: str | int | bool | None = None
+    path = value
+    if isinstance(value, Mapping) and set(value) == {"path", "equals"}:
+        path, against = value["path"], value["equals"]
+        if not isinstance(against, str | int):  # a bool is an int
+            raise ValueError("compares with something that is no text, whole number or boolean")
+        equals = against
+    if not isinstance(path, str) or not 1 <= len(path) <= 200 or "" in path.split("."):
+        raise ValueError('should be a path such as "data.id" or { path = "status", equals = "ok" }')
+    return Member(tuple(path.split(".")), equals)
+
+
+StatusRange = Annotated[tuple[int, int], PlainValidator(status_range)]
+MemberAt = Annotated[Member, PlainValidator(member)]
+
+
 _FRAMING: Final = frozenset(
     {
         "connection",

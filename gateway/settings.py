@@ -30,6 +30,7 @@ from gateway.forms import (
     Count,
     Listen,
     ListenAt,
+    MemberAt,
     NetworkAt,
     Origin,
     PriceOf,
@@ -38,6 +39,7 @@ from gateway.forms import (
     Seconds,
     Secret,
     Span,
+    StatusRange,
     Units,
 )
 
@@ -100,6 +102,10 @@ class Server(Section):
     """Answers up to this size are captured before the first byte leaves, longer ones before the
     last one."""
     max_body_bytes: Annotated[Bytes, Field(ge=1024)] = Field(10 << 20, alias="max_body")
+    body_memory_bytes: Annotated[Bytes, Field(ge=0, le=64 << 20)] = Field(
+        1 << 20, alias="body_memory"
+    )
+    """What of a request's body is kept in memory; a longer one goes to a temporary file."""
     max_headers_bytes: Annotated[Bytes, Field(ge=8 << 10, le=256 << 10)] = Field(
         32 << 10, alias="max_headers"
     )
@@ -247,6 +253,24 @@ class Stripe(Section):
         return self.secret_key is not None
 
 
+class FailedIf(Section):
+    """``failed_if`` of a route: which answers are no success, and so not charged.
+
+    An answer of 5xx, one that breaks off and one that does not come always is none.
+    """
+
+    status: Annotated[tuple[StatusRange, ...], Field(max_length=100)] = ((400, 499),)
+    slower_than_s: Annotated[Seconds, Field(ge=1, le=86400)] | None = Field(
+        None, alias="slower_than"
+    )
+    """The upstream took longer than this for the whole answer."""
+    empty: bool = False
+    answer_without: Annotated[tuple[MemberAt, ...], Field(max_length=20)] = ()
+    """Its JSON lacks one of these members."""
+    answer_with: Annotated[tuple[MemberAt, ...], Field(max_length=20)] = ()
+    """Its JSON has one of these members."""
+
+
 class Route(Section):
     """One entry of ``routes``: which requests, and what they cost."""
 
@@ -256,6 +280,8 @@ class Route(Section):
     rate_limit: Annotated[RateLimit | None, BeforeValidator(forms.rate)] = None
     charge: Literal["on_success"] = "on_success"
     """Only an answer of the upstream that counts as success is charged."""
+    failed_if: FailedIf = FailedIf.model_validate({})
+    """What does not count as success."""
     amount_from: Literal["price", "upstream"] = "price"
     """``upstream``: it may say what the call cost, never more than was held."""
     retry_safe: bool = False

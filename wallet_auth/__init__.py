@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from wallet_auth import erc8128
 from wallet_auth.errors import CODES, AuthError
-from wallet_auth.request import Call, SignedRequest, Signer, check_body
+from wallet_auth.request import Call, SignedRequest, Signer, check_body, check_digests
 
 __all__ = [
     "CODES",
@@ -20,6 +20,7 @@ __all__ = [
     "SignedRequest",
     "Signer",
     "check_body",
+    "check_digests",
     "verify",
 ]
 

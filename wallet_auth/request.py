@@ -119,14 +119,23 @@ def check_body(signer: Signer, body: bytes) -> None:
     A body that no digest covers is refused too: headers can announce none and bytes still come.
     Raises ``AuthError`` ``signature_digest_mismatch``.
     """
-    if body and not signer.digests:
+    found = {name: DIGESTS[name](body).digest() for name, _ in signer.digests}
+    check_digests(signer, len(body), found)
+
+
+def check_digests(signer: Signer, size: int, found: Mapping[str, bytes]) -> None:
+    """``check_body`` for a body of ``size`` bytes that was hashed while it came.
+
+    ``found`` has the digests of what was received, for every algorithm in ``signer.digests``.
+    """
+    if size and not signer.digests:
         raise AuthError(
             "signature_digest_mismatch",
             "The request has a body, and the signature covers no digest of it.",
             params={"missing": ["content-digest"]},
         )
     for algorithm, digest in signer.digests:
-        if not hmac.compare_digest(DIGESTS[algorithm](body).digest(), digest):
+        if not hmac.compare_digest(found[algorithm], digest):
             raise AuthError(
                 "signature_digest_mismatch",
                 f"The {algorithm} digest in Content-Digest is not that of the body received.",

@@ -30,7 +30,7 @@ def json_object(raw: bytes, *, floats: bool = True) -> dict[str, Any]:
     ``floats=False`` every number with a fraction or an exponent. The text of the error continues
     a sentence: "the body is …".
     """
-    _require_shallow(raw)
+    require_shallow(raw)
     try:
         value = json.loads(
             raw.decode("utf-8"),
@@ -61,14 +61,17 @@ def base64_bytes(text: bytes) -> bytes:
     return base64.b64decode(bare + b"=" * (-len(bare) % 4), validate=True)
 
 
-def _require_shallow(raw: bytes) -> None:
-    """Before it is parsed: nested deep enough, Python's own parser can crash."""
+def require_shallow(raw: bytes, most: int = MAX_DEPTH) -> None:
+    """Before it is parsed: nested deep enough, Python's own parser can crash.
+
+    Raises ``ValueError``.
+    """
     depth = 0
     for found in _BRACKET.finditer(raw):
         mark = found.group()
         depth += (mark in (b"[", b"{")) - (mark in (b"]", b"}"))
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_DEPTH}")
+        if depth > most:
+            raise ValueError(f"nested deeper than {most}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 The capture is committed before the end of the answer leaves; for an answer short enough to be
 kept in memory before its first byte. So every answer a caller has whole is in the ledger. A caller
 who hangs up, or stops reading, pays for what the upstream did all the same.
+
+An answer that is a stream of events is passed on from its first byte; one that does not say how
+long it is, as soon as it makes the caller wait. What counts as success is told in ``outcome.py``.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,9 +21,11 @@ from gateway.errors import Problem
 from gateway.limits import Client
 from gateway.money import format_credits
 from gateway.node import Behind, Node, unavailable
-from gateway.proxy import cors, headers, leases, replies
+from gateway.proxy import cors, headers, leases, location, outcome, replies
+from gateway.proxy.body import Body
 from gateway.proxy.pace import ended_uncharged
 from gateway.proxy.routes_table import Route, upstream_target
+from gateway.proxy.streaming import Caller, all_but_the_end
 from gateway.proxy.target import Target
 from gateway.proxy.upstream import Answer, Timeouts, open_upstream
 from wallet_auth import Signer
@@ -30,13 +33,10 @@ from wallet_auth import Signer
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 Fields = Sequence[tuple[bytes, bytes]]
+# An answer of unknown length that is whole by then is answered with its charge, as short ones are;
+# else it is a stream, and its caller should not wait for us to find out how long it gets.
+STREAM_AFTER_S: Final = 0.05
 # Never stored with an answer: it would be given to whoever repeats the request.
-# How far an upstream is heard out when the caller has left: then it is cut, and charged.
-DRAIN_BYTES: Final = 16 << 20
-DRAIN_S: Final = 15
-# A caller who took this long over one piece was not reading: if the upstream gives up after that,
-# it is the caller's doing. (What waits in buffers is taken at once when it reads again.)
-NOT_READING_S: Final = 3
 _NOT_STORED = frozenset((b"set-cookie", b"content-length", b"date", b"server"))
 
 
@@ -47,7 +47,7 @@ class Incoming:
     route: Route
     target: Target
     headers: Fields
-    body: bytes = field(repr=False)
+    body: Body = field(repr=False)
     client: Client
 
 
@@ -66,7 +66,7 @@ async def run(node: Node, incoming: Incoming, ticket: Ticket, receive: Receive, 
 
     ``receive`` is read no more for the request, only to notice that the caller hangs up.
     """
-    call = _Call(node, ticket, receive, send)
+    call = _Call(node, incoming.route, ticket, receive, send)
     with leases.keep(node, ticket.hold):
         try:
             async with _open(node, incoming, ticket) as answer:
@@ -95,19 +95,24 @@ def _open(node: Node, incoming: Incoming, ticket: Ticket) -> open_upstream:
         ours.append((b"farebox-account", str(ticket.hold.account_id).encode()))
     elif ticket.receipt is not None:
         ours.append((b"farebox-payer", (ticket.receipt.payment.payer or "").encode()))
+    fields = incoming.headers
+    if route.failed_if.by_content:
+        fields = outcome.without_parts(fields)
+        ours.append(outcome.UNCOMPRESSED)
     return open_upstream(
         node.client,
         behind.origin,
         ticket.hold.method,
         upstream_target(route, behind.origin.base_path, incoming.target),
         headers=headers.request_headers(
-            incoming.headers,
+            fields,
             host=behind.origin.authority,
             ours=ours,
             inject=behind.inject,
             signature_is_ours=ticket.signer is not None,
         ),
-        body=incoming.body,
+        body=incoming.body.up(),
+        length=incoming.body.size,
         timeouts=timeouts_of(node, behind, route),
     )
 
@@ -127,8 +132,11 @@ def timeouts_of(node: Node, behind: Behind, route: Route) -> Timeouts:
 class _Call:
     """One call under a hold, from the upstream's head to the end of the hold."""
 
-    def __init__(self, node: Node, ticket: Ticket, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, node: Node, route: Route, ticket: Ticket, receive: Receive, send: Send
+    ) -> None:
         self._node = node
+        self._route = route
         self._ticket = ticket
         self._receive = receive
         self._send = send
@@ -140,13 +148,19 @@ class _Call:
         if answer.status == 402:
             raise Problem("upstream_wants_payment", "The upstream itself asks for payment.")
         if answer.status >= 500:
-            raise Problem(
+            problem = Problem(
                 "upstream_error",
                 f"The upstream answered {answer.status}.",
                 members={"upstream_status": answer.status},
             )
+            await self.failed(problem, f"upstream_status_{answer.status}")
+            return
         limit = self._node.settings.server.buffer_answer_bytes
-        body, whole = await answer.read(limit)
+        if outcome.streams(answer.headers):
+            await self._streamed(answer, b"")
+            return
+        within_s = STREAM_AFTER_S if answer.content_length is None else None
+        body, whole = await answer.read(limit, within_s=within_s)
         if whole and len(body) <= limit:
             await self._whole(answer, body)
         else:
@@ -154,10 +168,9 @@ class _Call:
 
     async def _whole(self, answer: Answer, body: bytes) -> None:
         """Short enough: the charge is durable before the first byte leaves."""
-        reason = _not_charged(answer.status)
-        fields = headers.response_headers(answer.headers, private=True)
+        fields = self._fields(answer)
         stored = ledger.Answer(answer.status, _storable(fields), body)
-        closed = await self._close(reason, stored)
+        closed = await self._close(self._reason(answer, body), stored)
         length = len(body)
         if self._ticket.hold.method == "HEAD" and answer.content_length is not None:
             length = answer.content_length
@@ -168,10 +181,11 @@ class _Call:
         await self._send({"type": "http.response.body", "body": body})
 
     async def _streamed(self, answer: Answer, first: bytes) -> None:
-        """Too long to keep: it starts under the durable hold, and its end waits for the charge."""
-        fields = headers.response_headers(
-            answer.headers, private=True, length=answer.content_length
-        )
+        """Too long to keep back: it starts under the durable hold, its end waits for the charge."""
+        kept = self._fields(answer)
+        fields = list(kept)
+        if answer.content_length is not None:
+            fields.append((b"content-length", str(answer.content_length).encode()))
         per_usd = self._node.settings.credits.per_usd
         hold = self._ticket.hold
         fields += _encoded(
@@ -182,30 +196,60 @@ class _Call:
             )
         )
         await self._start(answer.status, fields)
-        stored = ledger.Answer(answer.status, _storable(fields), None)
-        caller = _Caller(self._receive, self._send)
+        caller = Caller(self._receive, self._send)
+        keep_bytes = self._node.settings.server.buffer_answer_bytes
         try:
-            last = await _all_but_the_end(answer, first, caller)
+            rest = await all_but_the_end(answer, first, caller, keep_bytes)
+            slow = caller.slow
         except Problem:
             if caller.absent:
                 # Else who takes what it wants, and then makes the upstream give up, rides free.
-                await self._close(_not_charged(answer.status), stored)
+                reason = outcome.status_reason(self._route.failed_if, answer.status)
+                await self._close(reason, ledger.Answer(answer.status, _storable(kept), None))
             raise
         finally:
             caller.forget()
-        await self._close(_not_charged(answer.status), stored)
-        await self._send({"type": "http.response.body", "body": last})
+        reason = self._reason(answer, rest.copy, caller_was_slow=slow)
+        await self._close(reason, ledger.Answer(answer.status, _storable(kept), rest.copy))
+        await self._send({"type": "http.response.body", "body": rest.last})
 
-    async def failed(self, problem: Problem) -> None:
-        """The upstream failed (or we did, with an answer for it): not charged, and said so."""
+    def _fields(self, answer: Answer) -> list[tuple[bytes, bytes]]:
+        """The upstream's header fields as the caller may see them, without a length."""
+        return location.rewrite(
+            headers.response_headers(answer.headers, private=True),
+            self._route,
+            self._node.upstreams[self._route.upstream].origin,
+            self._node.settings.server.public_url,
+        )
+
+    def _reason(
+        self, answer: Answer, body: bytes | None, *, caller_was_slow: bool = False
+    ) -> str | None:
+        """Why an answer that came to its end is not charged; None for success."""
+        ended = outcome.Ended(
+            method=self._ticket.hold.method,
+            status=answer.status,
+            headers=answer.headers,
+            body=body,
+            waited_s=answer.waited_s,
+            caller_was_slow=caller_was_slow,
+        )
+        return outcome.reason(self._route.failed_if, ended)
+
+    async def failed(self, problem: Problem, reason: str | None = None) -> None:
+        """The upstream failed (or we did, with an answer for it): not charged, and said so.
+
+        ``reason`` is what stands on the row; the problem's code unless it is given.
+        """
         if self._started:
             # Part of the answer is out. Cut it, so that the caller does not take it for whole.
-            await self.void(problem.code, None)
+            await self.void(reason or problem.code, None)
             raise problem
         hold = self._ticket.hold
         body = json.dumps(problem.body(hold.request_id)).encode()
         kind = (("content-type", "application/problem+json"), ("cache-control", "private"))
-        closed = await self.void(problem.code, ledger.Answer(problem.status, kind, body))
+        answer = ledger.Answer(problem.status, kind, body)
+        closed = await self.void(reason or problem.code, answer)
         fields = _encoded(kind) + self._receipt(closed)
         fields += _encoded(tuple(problem.headers.items()))
         fields.append((b"content-length", str(len(body)).encode()))
@@ -258,70 +302,6 @@ class _Call:
         await self._send(
             {"type": "http.response.start", "status": status, "headers": cors.expose(fields)}
         )
-
-
-class _Caller:
-    """The one who takes a long answer, or does not."""
-
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._send = send
-        self._left = asyncio.ensure_future(_hangs_up(receive))
-        self._loop = asyncio.get_running_loop()
-        self._took_s = 0.0
-        self._drained = 0
-        self._until_s: float | None = None
-
-    @property
-    def absent(self) -> bool:
-        """It has hung up, or has let a piece wait for long."""
-        return self._left.done() or self._took_s > NOT_READING_S
-
-    async def take(self, piece: bytes) -> bool:
-        """Give it a piece. False: it has left, and the upstream has been heard out long enough."""
-        if not self._left.done():
-            began_s = self._loop.time()
-            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
-            self._took_s = max(self._took_s, self._loop.time() - began_s)
-            return True
-        if self._until_s is None:
-            self._until_s = self._loop.time() + DRAIN_S
-        self._drained += len(piece)
-        return self._drained <= DRAIN_BYTES and self._loop.time() < self._until_s
-
-    def forget(self) -> None:
-        """Stop watching."""
-        self._left.cancel()
-
-
-async def _hangs_up(receive: Receive) -> None:
-    """Return when the caller has hung up. The request's body has been read before."""
-    while (await receive())["type"] != "http.disconnect":
-        continue
-
-
-async def _all_but_the_end(answer: Answer, first: bytes, caller: _Caller) -> bytes:
-    """Pass on what leaves the answer incomplete; give what makes it whole.
-
-    With a length that is its last piece. Without one every piece goes at once (an event of a
-    stream must not wait for the next one), and what is left is the end itself.
-    """
-    left = answer.content_length
-    piece = first
-    async with aclosing(answer.chunks()) as pieces:
-        while piece:
-            if left is not None:
-                left -= len(piece)
-                if left <= 0:
-                    break
-            if not await caller.take(piece):
-                break
-            piece = await anext(pieces, b"")
-    return piece
-
-
-def _not_charged(status: int) -> str | None:
-    """Why an answer is not charged; None for success. Redirects are answers like others."""
-    return None if status < 400 else f"upstream_status_{status}"
 
 
 def _storable(fields: list[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from gateway.errors import Problem
 from gateway.middleware import content_length, stream_body
 from gateway.node import Node
-from gateway.proxy import cors, headers
+from gateway.proxy import cors, headers, location
 from gateway.proxy.forward import timeouts_of
 from gateway.proxy.routes_table import Route, upstream_target
 from gateway.proxy.target import Target
@@ -47,7 +47,12 @@ async def serve(  # noqa: PLR0917  (an ASGI call and what it was matched to)
     ) as answer:
         if answer.status == 402:
             raise Problem("upstream_wants_payment", "The upstream itself asks for payment.")
-        fields = headers.response_headers(answer.headers, length=answer.content_length)
+        fields = location.rewrite(
+            headers.response_headers(answer.headers, length=answer.content_length),
+            route,
+            behind.origin,
+            node.settings.server.public_url,
+        )
         await send(
             {
                 "type": "http.response.start",

@@ -4,39 +4,42 @@
     -> forward -> capture or void -> answer
 
 Refusals before the hold burn nothing: the same request may be sent again. Everything after it is
-final and stored: the same request gets the same answer, and no second charge.
+final and stored: the same request gets the same answer, and no second charge. The one exception is
+a ``retry_safe`` route whose gateway died in the middle: there the same request runs again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from chain.errors import ChainError
 from gateway import ledger
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.limits import Client
-from gateway.middleware import read_body
 from gateway.money import format_usd, parse_usd
 from gateway.node import Node, unavailable
 from gateway.payments import challenge, offers, x402
 from gateway.payments.rails import content_hash
 from gateway.payments.wire import Presented
 from gateway.pricing.quote import PriceRequest, Quote, quote
-from gateway.proxy import forward, replies
+from gateway.proxy import body as bodies
+from gateway.proxy import forward, replies, runs
 from gateway.proxy.identity import Caller, Headers, auth_problem, guard_of, identify
 from gateway.proxy.pace import Pace, refuse_uncharged
 from gateway.proxy.routes_table import Route
 from gateway.proxy.target import Target
-from wallet_auth import AuthError, check_body
+from wallet_auth import AuthError, check_digests
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 # What of a request's headers decides what is asked, beside its body: RFC 9110 representation data
 # and the caller's own conditions.
 _ASKING = (b"content-type", b"content-encoding", b"farebox-max", b"farebox-run", b"farebox-quote")
+# How often a call of a retry_safe route is started at most. Each start needs a gateway to die.
+MOST_RUNS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,31 +71,64 @@ async def serve(node: Node, request: Request, receive: Receive, send: Send) -> N
         raise _refused(node, request, _quote(request, None), presented, refusal) from None
     if caller.signer is None and presented is None:
         raise _challenge(node, request, _quote(request, None))
-    body = await read_body(receive, request.headers, node.settings.server.max_body_bytes)
+    body = await _body(node, request, caller, receive)
+    try:
+        taken = await _taken(node, request, caller, body)
+        if isinstance(taken, replies.Reply):
+            await replies.send(taken, request.method, send)
+            return
+        incoming = forward.Incoming(
+            request.route, request.target, request.headers, body, request.client
+        )
+        await forward.run(node, incoming, taken, receive, send)
+    finally:
+        body.close()
+
+
+async def _body(node: Node, request: Request, caller: Caller, receive: Receive) -> bodies.Body:
+    """The whole body. It is needed before the hold: a digest may have been signed, and the request
+    id is burnt for these very bytes."""
+    server = node.settings.server
+    try:
+        return await bodies.read(
+            receive,
+            request.headers,
+            limit=server.max_body_bytes,
+            memory=server.body_memory_bytes,
+            algorithms=() if caller.signer is None else [name for name, _ in caller.signer.digests],
+        )
+    except OSError as error:
+        raise Problem(
+            "dependency_unavailable",
+            "There is no room for this body right now; nothing was charged.",
+            headers={"Retry-After": "5", "Connection": "close"},
+        ) from error
+
+
+async def _taken(
+    node: Node, request: Request, caller: Caller, body: bodies.Body
+) -> forward.Ticket | replies.Reply:
+    """From a whole body to the hold, or to the answer of a request that is known already."""
     if caller.signer is not None:
         try:
-            check_body(caller.signer, body)
+            check_digests(caller.signer, body.size, body.digests)
         except AuthError as error:
             raise auth_problem(node, request.method, request.target, error) from None
-    price = _quote(request, body)
+    price = _quote(request, body.data)
     _within_ceiling(caller, price)
+    run = runs.run_of(request.headers)
     content = _content(request, body)
     try:
-        taken = await _take(node, request, caller, price, content)
+        return await _take(node, request, caller, price, content, run)
     except (DatabaseUnavailable, CommitUnknown, ChainError) as error:
         # After a lost COMMIT the hold or the payment may stand. Running the call could be running
         # it twice; a repeat is told what became of it, and nothing stands for ever unowned.
         raise unavailable(error) from error
-    if isinstance(taken, replies.Reply):
-        await replies.send(taken, request.method, send)
-        return
-    incoming = forward.Incoming(
-        request.route, request.target, request.headers, body, request.client
-    )
-    await forward.run(node, incoming, taken, receive, send)
 
 
 def _quote(request: Request, body: bytes | None) -> Quote:
+    """``body`` None: it has not been read, or is longer than what is kept in memory."""
+
     def header(name: bytes) -> bytes:
         return next((value for key, value in request.headers if key == name), b"")
 
@@ -125,12 +161,12 @@ def _within_ceiling(caller: Caller, price: Quote) -> None:
         )
 
 
-def _content(request: Request, body: bytes) -> bytes:
+def _content(request: Request, body: bodies.Body) -> bytes:
     parts = [request.method.encode(), request.target.raw]
     for name in _ASKING:
         values = [value for key, value in request.headers if key == name]
         parts.append(b"\x00".join(values))
-    return content_hash(*parts, body)
+    return content_hash(*parts, body.content)
 
 
 def _asked(request: Request, price: Quote) -> offers.Asked:
@@ -158,8 +194,13 @@ def _challenge(
     )
 
 
-async def _take(
-    node: Node, request: Request, caller: Caller, price: Quote, content: bytes
+async def _take(  # noqa: PLR0917  (one caller)
+    node: Node,
+    request: Request,
+    caller: Caller,
+    price: Quote,
+    content: bytes,
+    run: str | None,
 ) -> forward.Ticket | replies.Reply:
     """Get hold of the money for this call: from credits, or by settling the payment with it."""
     guard = guard_of(node, caller)
@@ -175,7 +216,7 @@ async def _take(
                 route=request.route.id,
                 method=request.method,
                 target=request.target.raw.decode("ascii")[:2_000],
-                run=_run(request),
+                run=run,
             ),
             owner=node.writer.id,
         )
@@ -186,18 +227,9 @@ async def _take(
     if account_id is None:
         raise _challenge(node, request, price, balance_units=0)
     refuse_uncharged(node, account_id, request.client)
-    outcome = await node.writer.submit(hold(account_id, price.max_units))
-    return await _settle_hold(node, request, price, caller, outcome, None)
-
-
-def _run(request: Request) -> str | None:
-    found = [value for name, value in request.headers if name == b"farebox-run"]
-    if not found:
-        return None
-    text = found[0].decode("latin-1")
-    if len(found) > 1 or not 1 <= len(text) <= 128 or not text.isascii() or not text.isprintable():
-        raise Problem("invalid_request", "Farebox-Run is one value of 1 to 128 characters.")
-    return text
+    step = hold(account_id, price.max_units)
+    outcome = await node.writer.submit(step)
+    return await _settle_hold(node, request, price, caller, step, outcome, None)
 
 
 async def _take_paid(  # noqa: PLR0917  (one caller)
@@ -230,6 +262,11 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
     account_id = await node.account_of(payment.recipient or "", payment.recipient_chain)
     if account_id is None:
         raise ledger.LedgerFault(f"payment {payment.id} made no account")
+    # The price of the offer holds, and nobody pays more than the price now.
+    units = price.max_units
+    if paid.price_units is not None:
+        units = min(units, paid.price_units)
+    step = hold(account_id, units)
     held = paid.held
     if held is None:
         known = caller.signer is not None or paid.same_presenter or not paid.repeat
@@ -237,12 +274,8 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
             # A settled authorization is public: whoever shows it again may have read it in the
             # chain's calldata. The receipt is for anyone, the answer for the first presenter.
             return await replies.receipt_only(node, account_id, payment, receipt)
-        # The price of the offer holds, and nobody pays more than the price now.
-        units = price.max_units
-        if paid.price_units is not None:
-            units = min(units, paid.price_units)
-        held = await node.writer.submit(hold(account_id, units))
-    return await _settle_hold(node, request, price, caller, held, receipt)
+        held = await node.writer.submit(step)
+    return await _settle_hold(node, request, price, caller, step, held, receipt)
 
 
 def _refused(
@@ -262,10 +295,13 @@ async def _settle_hold(  # noqa: PLR0917  (one shape for both ways to a hold)
     request: Request,
     price: Quote,
     caller: Caller,
+    step: ledger.Hold,
     outcome: ledger.Outcome,
     receipt: replies.Receipt | None,
 ) -> forward.Ticket | replies.Reply:
     """What the outcome of a hold means for the caller."""
+    if request.route.retry_safe:
+        outcome = await _run_again(node, step, outcome)
     match outcome:
         case ledger.Held(hold=row, balance=balance):
             return forward.Ticket(row, balance, caller.signer, receipt)
@@ -282,3 +318,22 @@ async def _settle_hold(  # noqa: PLR0917  (one shape for both ways to a hold)
             raise Problem("account_frozen", "This account cannot spend now.")
         case _:
             raise ledger.LedgerFault(f"a hold was answered with {outcome}")
+
+
+async def _run_again(node: Node, step: ledger.Hold, outcome: ledger.Outcome) -> ledger.Outcome:
+    """The next run of a call whose gateway died in the middle of it.
+
+    Each run has a guard of its own: the first one's, with its number behind the scheme. It is
+    asked for only when the run before it is known to be interrupted, which is final. So of any
+    number of repeats on any number of nodes one gets the hold, because the guard is unique; the
+    others are told that it runs. After a capture, or any other end, there is no next run.
+    """
+    if not isinstance(outcome, ledger.Repeated):
+        return outcome
+    first = outcome.hold
+    for number in range(2, MOST_RUNS + 1):
+        if not (isinstance(outcome, ledger.Repeated) and replies.interrupted(outcome.close)):
+            break
+        guard = ledger.Guard(first.principal, f"{first.scheme}#{number}", first.request_id)
+        outcome = await node.writer.submit(replace(step, guard=guard))
+    return outcome

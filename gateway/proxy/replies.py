@@ -156,6 +156,11 @@ def receipt_of_call(
     }
 
 
+def interrupted(close: ledger.TransferRow | None) -> bool:
+    """Whether a call ended because its gateway died: what the upstream did is not known."""
+    return close is not None and close.kind == "void" and close.reason == INTERRUPTED
+
+
 async def repeat(
     node: Node,
     hold: ledger.HoldRow,
@@ -169,7 +174,7 @@ async def repeat(
             "The first request with this id still runs.",
             headers={"Retry-After": "1"},
         )
-    if close.kind == "void" and close.reason == INTERRUPTED:
+    if interrupted(close):
         raise Problem(
             "outcome_unknown",
             "The gateway stopped during this call. It was not charged; whether the upstream did "

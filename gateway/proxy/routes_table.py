@@ -24,6 +24,7 @@ from gateway.config_rules import RESERVED
 from gateway.forms import RateLimit
 from gateway.pricing.quote import PriceRule
 from gateway.pricing.rules import compile_price
+from gateway.proxy.outcome import Rules, rules_of
 from gateway.proxy.patterns import Pattern, compile_pattern, covers, loosened
 from gateway.proxy.target import Target
 from gateway.settings import Route as RouteSettings
@@ -56,6 +57,7 @@ class Route:
     price: PriceRule
     rate_limit: RateLimit | None
     charge: str
+    failed_if: Rules
     amount_from: str
     retry_safe: bool
     timeout_s: int | None
@@ -300,6 +302,7 @@ def _compile_route(
         price=compile_price(settings.price),
         rate_limit=settings.rate_limit,
         charge=settings.charge,
+        failed_if=rules_of(settings.failed_if),
         amount_from=settings.amount_from,
         retry_safe=settings.retry_safe,
         timeout_s=settings.timeout_s or upstream.timeout_s,

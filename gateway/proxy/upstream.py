@@ -67,29 +67,43 @@ class Answer:
         while data := await self._next():
             yield data
 
-    async def read(self, limit: int) -> tuple[bytes, bool]:
-        """Read until the end or until more than ``limit`` bytes have come.
+    @property
+    def waited_s(self) -> float:
+        """How long we have waited for the upstream so far, in seconds, its head included."""
+        return self._waited_s
+
+    async def read(self, limit: int, *, within_s: float | None = None) -> tuple[bytes, bool]:
+        """Read until the end, until more than ``limit`` bytes have come, or for ``within_s``.
 
         Gives what was read (it may be more than ``limit``) and whether that is the whole body.
         The rest comes through ``chunks``. Raises ``Problem`` if the body ends badly.
         """
         read: list[bytes] = []
         size = 0
+        loop = asyncio.get_running_loop()
+        until_s = None if within_s is None else loop.time() + within_s
         while size <= limit:
-            data = await self._next()
+            data = await self._next(None if until_s is None else max(until_s - loop.time(), 0))
+            if data is None:
+                break
             if not data:
                 return b"".join(read), True
             read.append(data)
             size += len(data)
         return b"".join(read), False
 
-    async def _next(self) -> bytes:
+    async def _next(self, within_s: float | None = None) -> bytes | None:
+        """The next piece, empty at the end; None if nothing came ``within_s``."""
         left_s = self._timeouts.total_s - self._waited_s
+        patience_s = min(self._timeouts.idle_s, left_s)
+        wait_s = patience_s if within_s is None else min(within_s, patience_s)
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         try:
-            return await self._connection.read(min(self._timeouts.idle_s, left_s))
+            return await self._connection.read(wait_s)
         except TimeoutError:
+            if wait_s < patience_s:
+                return None
             raise Problem("upstream_timeout", "the upstream stopped within its answer") from None
         except BrokenError as broken:
             raise Problem("upstream_error", str(broken)) from broken

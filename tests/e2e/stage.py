@@ -7,6 +7,7 @@ upstream and the node in front of the chain run in a thread, so that tests may b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import signal
@@ -219,6 +220,21 @@ routes = {self.routes}
         """SIGTERM, if it runs; an exit code other than 0 is a failure."""
         if self.process is not None and self.process.running:
             assert self.process.stop() == 0, self.process.text[-2000:]
+
+    def memory_kib(self, what: str = "VmRSS") -> int:
+        """Memory of the process now; ``VmHWM``: the most it ever had."""
+        assert self.process is not None
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(what)).split()[1])
+
+    def unnamed_files(self) -> int:
+        """Open files that stand in no folder."""
+        assert self.process is not None
+        files = 0
+        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                files += str(entry.readlink()).endswith("(deleted)")
+        return files
 
     @property
     def log(self) -> str:

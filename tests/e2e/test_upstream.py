@@ -49,9 +49,9 @@ FAULTS = {
     "/switch": "upstream_error",
     "/stall": "upstream_timeout",
     "/stall-mid": "upstream_timeout",
-    "/drip": "upstream_timeout",
     "/402": "upstream_wants_payment",
 }
+REASONS = {"/500": "upstream_status_500"}  # elsewhere the code
 
 
 @pytest.mark.parametrize("path", FAULTS)
@@ -75,7 +75,23 @@ async def test_a_call_that_fails_is_not_charged(
         assert again.headers["farebox-replayed"] == "true"
     assert api.calls(path) == before + 1  # nothing is tried twice
     assert gateway.balance(wallet.address) == (MINTED, 0)
-    assert gateway.transfers(wallet.address)[1:] == [("void", 0, code)]
+    assert gateway.transfers(wallet.address)[1:] == [("void", 0, REASONS.get(path, code))]
+
+
+async def test_a_stream_that_takes_too_long_is_cut_and_not_charged(
+    sqlite_gateway: Gateway, wallet: Wallet
+) -> None:
+    gateway, got = sqlite_gateway, b""
+    async with gateway.client() as http:
+        await buy(http, wallet)
+        signed = wallet.sign("GET", gateway.url + "/drip")
+        with pytest.raises(httpx.RemoteProtocolError):
+            async with http.stream("GET", "/drip", headers=signed) as answer:
+                async for piece in answer.aiter_raw():
+                    got += piece
+        assert set(got) == set(b"x")
+    await until(lambda: gateway.balance(wallet.address) == (MINTED, 0), "the void")
+    assert gateway.transfers(wallet.address)[1:] == [("void", 0, "upstream_timeout")]
 
 
 async def test_a_paid_call_that_fails_leaves_credits(
@@ -311,16 +327,10 @@ def open_at(gateway: Gateway, peer_port: int) -> bool:
     return (f":{gateway.port:04X}", f":{peer_port:04X}") in ends
 
 
-def memory_kib(gateway: Gateway) -> int:
-    assert gateway.process is not None
-    status = Path(f"/proc/{gateway.process.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
-
-
 async def test_a_flood_that_nobody_reads(sqlite_gateway: Gateway, api: Api, wallet: Wallet) -> None:
     """Bounded in memory while the caller does not read, and cut soon after it has left."""
     gateway = sqlite_gateway
-    before = memory_kib(gateway)
+    before = gateway.memory_kib()
     async with gateway.client() as http:
         await buy(http, wallet)
         caller = Caller(gateway)
@@ -328,11 +338,11 @@ async def test_a_flood_that_nobody_reads(sqlite_gateway: Gateway, api: Api, wall
         assert caller.socket.recv(1_000).startswith(b"HTTP/1.1 200 ")
         for _ in range(20):  # other requests are served meanwhile
             assert (await http.get("/v1/x")).status_code == 402
-        assert memory_kib(gateway) < before + 32 * 1024
+        assert gateway.memory_kib() < before + 32 * 1024
         assert gateway.balance(wallet.address)[1] == PRICE_UNITS
         caller.leave()
         await until(lambda: gateway.balance(wallet.address)[1] == 0, "the end of the hold")
-    assert memory_kib(gateway) < before + 32 * 1024
+    assert gateway.memory_kib() < before + 32 * 1024
     assert gateway.transfers(wallet.address)[1:] == [("capture", PRICE_UNITS, None)]
 
 

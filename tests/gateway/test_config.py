@@ -373,6 +373,15 @@ ROUTES: list[tuple[str, str]] = [
     ('{ match = "GET /v1", price = "$1", rate_limit = "0/min" }', "rate_limit should be a rate"),
     ('{ match = "GET /v1", price = "$1", amount_from = "upstream" }', "amount_from is"),
     ('{ match = "GET /v1", price = "$1", timeout_s = 0 }', "timeout_s should be at least 1"),
+    ('{ match = "GET /v1", price = "$1", failed_if = { status = ["9xx"] } }', "failed_if.status"),
+    (
+        '{ match = "GET /v1", price = "$1", failed_if = { slow = 1 } }',
+        "failed_if.slow is not a key",
+    ),
+    (
+        '{ match = "GET /v1", price = "$1", failed_if = { answer_with = [1] } }',
+        "failed_if.answer_with[0] should be a path",
+    ),
 ]
 
 
