@@ -22,6 +22,21 @@ class Broken:
     rows: tuple[dict[str, object], ...]
 
 
+# What the transfers say of each lot.
+_LOT_SUMS: Final = """SELECT ref,
+          sum(CASE kind WHEN 'expire' THEN amount_units WHEN 'unexpire' THEN -amount_units
+            ELSE 0 END) AS expired,
+          sum(CASE kind WHEN 'reverse' THEN amount_units WHEN 'restore' THEN -amount_units
+            ELSE 0 END) AS reversed,
+          sum(CASE kind WHEN 'freeze' THEN amount_units WHEN 'unfreeze' THEN -amount_units
+            ELSE 0 END) AS suspense,
+          sum(CASE kind WHEN 'debt' THEN amount_units WHEN 'forgive' THEN -amount_units
+            ELSE 0 END) AS short,
+          sum(CASE kind WHEN 'repay' THEN amount_units WHEN 'unrepay' THEN -amount_units
+            ELSE 0 END) AS repaid
+        FROM transfer WHERE kind IN ('expire', 'unexpire', 'reverse', 'restore', 'freeze',
+          'unfreeze', 'debt', 'forgive', 'repay', 'unrepay') GROUP BY ref"""
+
 # name -> (what a row would mean, query). Written for both dialects; sums are cast because
 # PostgreSQL adds bigints to numerics.
 QUERIES: Final[dict[str, tuple[str, str]]] = {
@@ -46,6 +61,16 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
         """SELECT id, account_id, debit, credit FROM transfer
         WHERE NOT (debit = account_id AND credit < {first})
           AND NOT (credit = account_id AND debit < {first})""",
+    ),
+    "I1_house_side_of_kind": (
+        "a transfer is with another account of the house than its kind is for",
+        """SELECT id, kind, debit, credit FROM transfer WHERE NOT CASE kind
+          WHEN 'mint' THEN debit = 1 WHEN 'restore' THEN debit = 1 WHEN 'reverse' THEN credit = 1
+          WHEN 'capture' THEN credit = 2 WHEN 'void' THEN credit = 2 WHEN 'refund' THEN debit = 2
+          WHEN 'expire' THEN credit = 3 WHEN 'unexpire' THEN debit = 3
+          WHEN 'freeze' THEN credit = 4 WHEN 'unfreeze' THEN debit = 4
+          WHEN 'debt' THEN debit = 5 WHEN 'unrepay' THEN debit = 5
+          WHEN 'repay' THEN credit = 5 WHEN 'forgive' THEN credit = 5 ELSE 1 = 0 END""",
     ),
     "I2_account_is_known": (
         "a line, a hold or a lot belongs to no account",
@@ -89,6 +114,21 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
         UNION ALL SELECT k.lot_id FROM mint_key k LEFT JOIN lot l ON l.id = k.lot_id
         WHERE l.id IS NULL""",
     ),
+    "I1_debt_is_sum": (
+        "an account's debt is not what its lots are short of, less what was repaid",
+        """SELECT a.id, a.debt, l.total FROM account a LEFT JOIN (
+          SELECT account_id, sum(short_units - repaid_units) AS total FROM lot
+          GROUP BY account_id) l
+        ON l.account_id = a.id WHERE a.debt <> coalesce(l.total, 0)""",
+    ),
+    "I3_freeze_was_decided": (
+        "an account is frozen and nobody did it, or is not and somebody did",
+        """SELECT a.id, a.frozen, o.action FROM account a LEFT JOIN (
+          SELECT account_id, max(id) AS last FROM operator_action
+          WHERE action IN ('freeze', 'unfreeze') GROUP BY account_id) x ON x.account_id = a.id
+        LEFT JOIN operator_action o ON o.id = x.last
+        WHERE a.frozen <> CASE WHEN o.action = 'freeze' THEN 1 ELSE 0 END""",
+    ),
     "I5_mint_is_lot": (
         "a lot and the transfer that made it differ",
         """SELECT coalesce(l.id, t.id) AS id, l.minted_units, t.amount_units FROM lot l
@@ -103,17 +143,61 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
         WHERE t.kind IN ('capture', 'void') AND (h.id IS NULL OR h.account_id <> t.account_id
           OR t.amount_units > h.max_units OR (t.kind = 'void' AND t.amount_units <> 0))""",
     ),
+    "I6_refund_is_of_its_charge": (
+        "more was refunded than was charged, or for another account",
+        """SELECT r.charge_id, t.amount_units AS charged, r.units FROM (
+          SELECT charge_id, account_id, sum(amount_units) AS units FROM refund
+          GROUP BY charge_id, account_id) r
+        LEFT JOIN transfer t ON t.id = r.charge_id AND t.kind = 'capture'
+          AND t.account_id = r.account_id
+        WHERE t.id IS NULL OR r.units > t.amount_units""",
+    ),
+    "I6_refund_is_whole": (
+        "a refund, its transfer and the lots it went to differ",
+        """SELECT r.id, r.amount_units, p.units FROM refund r
+        LEFT JOIN transfer t ON t.id = r.id AND t.kind = 'refund' AND t.ref = r.charge_id
+          AND t.account_id = r.account_id AND t.amount_units = r.amount_units
+        LEFT JOIN (SELECT refund_id, sum(amount_units) AS units FROM refund_part
+          GROUP BY refund_id) p ON p.refund_id = r.id
+        WHERE t.id IS NULL OR r.amount_units <> coalesce(p.units, 0)
+        UNION ALL SELECT t.id, t.amount_units, NULL FROM transfer t LEFT JOIN refund r
+          ON r.id = t.id WHERE t.kind = 'refund' AND r.id IS NULL
+        UNION ALL SELECT p.refund_id, p.amount_units, NULL FROM refund_part p LEFT JOIN refund r
+          ON r.id = p.refund_id WHERE r.id IS NULL""",
+    ),
     "I8_lot_adds_up": (
         "a lot's units are not all accounted for",
         """SELECT l.id, l.minted_units, l.remaining_units FROM lot l
         LEFT JOIN (SELECT lot_id, sum(to_pos - from_pos) AS units FROM segment GROUP BY lot_id) s
           ON s.lot_id = l.id
-        LEFT JOIN (SELECT ref, sum(amount_units) AS units FROM transfer WHERE kind = 'expire'
-          GROUP BY ref) e ON e.ref = l.id
         LEFT JOIN (SELECT lot_id, sum(coalesce(captured_units, amount_units)) AS units FROM pin
           GROUP BY lot_id) p ON p.lot_id = l.id
-        WHERE l.minted_units <> l.remaining_units + coalesce(s.units, 0) + coalesce(e.units, 0)
-          + coalesce(p.units, 0)""",
+        LEFT JOIN (SELECT lot_id, sum(amount_units) AS units FROM refund_part GROUP BY lot_id) r
+          ON r.lot_id = l.id
+        WHERE l.minted_units <> l.remaining_units + l.expired_units + l.repaid_units
+          - l.short_units
+          + CASE WHEN l.state = 'frozen' THEN l.minted_units ELSE l.reversed_units END
+          + coalesce(s.units, 0) + coalesce(p.units, 0) - coalesce(r.units, 0)""",
+    ),
+    "I8_lot_is_its_transfers": (
+        "what expired, was reversed, frozen, lent or repaid of a lot is not in the transfers",
+        """SELECT l.id, l.state, t.* FROM lot l LEFT JOIN ({lot_sums}) t ON t.ref = l.id
+        WHERE l.expired_units <> coalesce(t.expired, 0)
+          OR l.reversed_units <> coalesce(t.reversed, 0)
+          OR l.short_units <> coalesce(t.short, 0) OR l.repaid_units <> coalesce(t.repaid, 0)
+          OR CASE WHEN l.state = 'frozen' THEN l.minted_units - l.reversed_units ELSE 0 END
+            <> coalesce(t.suspense, 0)
+        UNION ALL SELECT NULL, NULL, t.* FROM ({lot_sums}) t
+          LEFT JOIN lot l ON l.id = t.ref WHERE l.id IS NULL""",
+    ),
+    "I8_lot_is_in_one_state": (
+        "a lot that cannot be spent holds something, or one owes and lends at once",
+        """SELECT id, state, remaining_units, short_units, repaid_units FROM lot
+        WHERE (state <> 'live' AND remaining_units <> 0)
+          OR (short_units > 0 AND repaid_units > 0)
+          OR short_units > CASE WHEN state = 'frozen' THEN minted_units ELSE reversed_units END
+          OR (state = 'frozen' AND expired_units <> 0)
+          OR state NOT IN ('live', 'expired', 'frozen')""",
     ),
     "I8_lots_carry_balance": (
         "the live lots, less what is not booked on them yet, are not the balance",
@@ -161,7 +245,8 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
         "lifetime added or spent is not the sum of the transfers",
         """SELECT a.id, a.added, a.spent FROM account a LEFT JOIN (SELECT account_id,
           sum(CASE WHEN kind = 'mint' THEN amount_units ELSE 0 END) AS added,
-          sum(CASE WHEN kind = 'capture' THEN amount_units ELSE 0 END) AS spent
+          sum(CASE WHEN kind = 'capture' THEN amount_units WHEN kind = 'refund'
+            THEN -amount_units ELSE 0 END) AS spent
           FROM transfer GROUP BY account_id) t ON t.account_id = a.id
         WHERE a.added <> coalesce(t.added, 0) OR a.spent <> coalesce(t.spent, 0)""",
     ),
@@ -175,7 +260,8 @@ async def verify(tx: Tx, now_ms: int) -> list[Broken]:
     """Run every audit query in one snapshot. An empty list: the books are in order."""
     broken = []
     for name, (meaning, query) in QUERIES.items():
-        rows = await tx.fetch(query.replace("{first}", str(FIRST_ID)))
+        sql = query.replace("{first}", str(FIRST_ID)).replace("{lot_sums}", _LOT_SUMS)
+        rows = await tx.fetch(sql)
         if rows:
             broken.append(Broken(name, meaning, tuple(dict(r) for r in rows[:20])))
     overdue = await tx.fetch(

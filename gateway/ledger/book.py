@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from gateway.ledger.steps import Answer, Balance, HoldRow, TransferRow
+from gateway.ledger.steps import Answer, Balance, HoldRow, RefundRow, TransferRow
 
 GuardKey = tuple[int, str, str, str]  # account, principal, scheme, request id
 AliasKey = tuple[int, str, str]  # account, principal, alias
@@ -48,7 +48,7 @@ class AccountState:
 
 @dataclass(slots=True)
 class LotState:
-    """A lot row. Only what spending changes is changed here."""
+    """A lot row. Column meanings: ``tables.py``."""
 
     id: int
     account_id: int
@@ -59,8 +59,17 @@ class LotState:
     minted_units: int
     remaining_units: int
     state: str
+    expired_units: int = 0
+    reversed_units: int = 0
+    short_units: int = 0
+    repaid_units: int = 0
     new: bool = False
     touched: bool = False
+
+    @property
+    def claim_units(self) -> int:
+        """How much of it others lay claim to: all of it in a dispute, else what was reversed."""
+        return self.minted_units if self.state == "frozen" else self.reversed_units
 
 
 @dataclass(slots=True)
@@ -86,6 +95,34 @@ class Segment:
     lot_id: int
 
 
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What an operator did, who it was and why."""
+
+    account_id: int
+    action: str
+    ref: int
+    by: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Rare:
+    """What only refunds, freezes and reversals look at or write."""
+
+    account_of_lot: dict[int, int] = field(default_factory=dict)
+    charges: dict[int, HoldRow] = field(default_factory=dict)
+    refunds: dict[int, list[RefundRow]] = field(default_factory=dict)  # by charge
+    keys: dict[tuple[int, str], RefundRow] = field(default_factory=dict)  # by account and key
+    segments: list[Segment] = field(default_factory=list)  # stored ones of the charges' stretches
+    whole: set[int] = field(default_factory=set)  # accounts whose lots may move in the line
+    named: set[int] = field(default_factory=set)  # lots the steps are about, or may give back to
+
+    new_refunds: list[RefundRow] = field(default_factory=list)
+    new_parts: list[tuple[int, int, int]] = field(default_factory=list)  # refund, lot, units
+    new_actions: list[Action] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class Book:
     """Everything one application of steps may look at or change."""
@@ -100,9 +137,11 @@ class Book:
     leases: dict[int, int] = field(default_factory=dict)  # renewed leases, by hold
     mints: dict[MintKey, LotState] = field(default_factory=dict)
     lots: dict[int, list[LotState]] = field(default_factory=dict)  # live, in spending order
+    lot: dict[int, LotState] = field(default_factory=dict)  # all that are known, in any state
     # Open holds by age, kept only for accounts on which something is due.
     open_holds: dict[int, list[HoldRow]] = field(default_factory=dict)
     pins: dict[int, list[PinState]] = field(default_factory=dict)  # by hold
+    rare: Rare | None = None  # only if there is a rare step
 
     new_holds: list[HoldRow] = field(default_factory=list)
     new_aliases: list[tuple[AliasKey, int]] = field(default_factory=list)
@@ -111,6 +150,12 @@ class Book:
     new_mints: list[tuple[MintKey, int]] = field(default_factory=list)
     new_answers: list[tuple[int, Answer]] = field(default_factory=list)
     house: dict[int, int] = field(default_factory=dict)  # house account -> units gained
+
+    def lot_of(self, lot_id: int) -> LotState:
+        state = self.lot.get(lot_id)
+        if state is None:
+            raise LedgerFault(f"lot {lot_id} is not in the book")
+        return state
 
     def account(self, account_id: int) -> AccountState:
         """The row, marked as changed: ask for it only to change it."""

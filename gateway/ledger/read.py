@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.db import Tx
+from gateway.db import Row, Tx
 from gateway.ledger.book import LotState
+from gateway.ledger.rows import HOLD, LOT, TRANSFER, columns, hold_row, transfer_row
 from gateway.ledger.steps import NEVER, Answer, HoldRow, TransferRow
-from gateway.ledger.store import HOLD, LOT, TRANSFER, columns, hold_row, transfer_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,8 @@ async def lots(tx: Tx, account_id: int, limit: int) -> Sequence[LotState]:
     order in which the fold will take it.
     """
     unbooked: int = await tx.fetchval("SELECT pos - folded FROM account WHERE id = $1", account_id)
-    rows = await tx.fetch(
-        f"SELECT {columns(LOT)} FROM lot WHERE account_id = $1 AND state = 'live'"  # noqa: S608
-        " AND remaining_units > 0 ORDER BY expires_ms, id",
-        account_id,
-    )
     left: dict[int, int] = {}
-    for row in rows:
+    for row in await _line(tx, account_id):
         part = min(unbooked, row["remaining_units"])
         unbooked -= part
         left[row["id"]] = row["remaining_units"] - part
@@ -90,6 +85,101 @@ async def lots(tx: Tx, account_id: int, limit: int) -> Sequence[LotState]:
     for lot in found:
         lot.remaining_units = left.get(lot.id, lot.remaining_units)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class LotUse:
+    """A call that was charged ``units`` of a lot, of which some may have been given back."""
+
+    hold: HoldRow
+    units: int
+    refunded_units: int
+
+
+async def calls_of_lot(tx: Tx, lot_id: int, limit: int) -> Sequence[LotUse]:
+    """Which calls a lot paid for, the newest first.
+
+    Walks the statement back to the mint, since no index leads from the tape to its captures: for
+    an operator and for disputes, not for a request's way.
+    """
+    lot = await tx.fetchrow("SELECT account_id FROM lot WHERE id = $1", lot_id)
+    if lot is None:
+        return []
+    stretches = await _stretches(tx, lot["account_id"], lot_id)
+    pins = {
+        row["hold_id"]: row["captured_units"]
+        for row in await tx.fetch(
+            "SELECT hold_id, captured_units FROM pin WHERE lot_id = $1 AND captured_units > 0",
+            lot_id,
+        )
+    }
+    rows = await tx.fetch(
+        "WITH RECURSIVE line AS (SELECT * FROM transfer"
+        "   WHERE id = (SELECT last_id FROM account WHERE id = $1)"
+        " UNION ALL SELECT t.* FROM transfer t JOIN line ON t.id = line.prev_id"
+        "   WHERE line.id <> $2)"
+        " SELECT id, pos, tape_units FROM line WHERE kind = 'capture' AND amount_units > 0"
+        " ORDER BY seq DESC",
+        lot["account_id"],
+        lot_id,
+    )
+    used: dict[int, int] = {}
+    for row in rows:
+        end = row["pos"] + row["tape_units"]
+        units = pins.get(row["id"], 0) + sum(
+            max(min(high, end) - max(low, row["pos"]), 0) for low, high in stretches
+        )
+        if units:
+            used[row["id"]] = units
+        if len(used) == limit:
+            break
+    return await _uses(tx, lot_id, used)
+
+
+async def _stretches(tx: Tx, account_id: int, lot_id: int) -> list[tuple[int, int]]:
+    """What a lot paid of the tape: what is booked, and what the next fold will book."""
+    rows = await tx.fetch("SELECT from_pos, to_pos FROM segment WHERE lot_id = $1", lot_id)
+    found = [(row["from_pos"], row["to_pos"]) for row in rows]
+    start: int = await tx.fetchval("SELECT folded FROM account WHERE id = $1", account_id)
+    end: int = await tx.fetchval("SELECT pos FROM account WHERE id = $1", account_id)
+    for row in await _line(tx, account_id):
+        part = min(end - start, row["remaining_units"])
+        if row["id"] == lot_id and part:
+            found.append((start, start + part))
+        start += part
+    return found
+
+
+async def _line(tx: Tx, account_id: int) -> Sequence[Row]:
+    """The live lots in the order in which they are spent."""
+    return await tx.fetch(
+        "SELECT id, remaining_units FROM lot WHERE account_id = $1 AND state = 'live'"
+        " AND remaining_units > 0 ORDER BY expires_ms, id",
+        account_id,
+    )
+
+
+async def _uses(tx: Tx, lot_id: int, used: dict[int, int]) -> list[LotUse]:
+    if not used:
+        return []
+    holds = {
+        row["id"]: hold_row(row)
+        for row in await tx.fetch_any(
+            f"SELECT {columns(HOLD)} FROM hold WHERE id {{any}}",  # noqa: S608
+            list(used),
+        )
+    }
+    back = {
+        row["charge_id"]: int(row["units"])
+        for row in await tx.fetch_any(
+            "SELECT r.charge_id, sum(p.amount_units) AS units FROM refund r"
+            " JOIN refund_part p ON p.refund_id = r.id WHERE p.lot_id = $1 AND r.charge_id {any}"
+            " GROUP BY r.charge_id",
+            list(used),
+            lot_id,
+        )
+    }
+    return [LotUse(holds[i], units, back.get(i, 0)) for i, units in used.items()]
 
 
 async def minted_units(tx: Tx, lot_id: int) -> int | None:
@@ -119,6 +209,14 @@ async def close_of(tx: Tx, hold_id: int) -> TransferRow | None:
     """How a hold ended; None while it is open."""
     row = await tx.fetchrow(f"SELECT {columns(TRANSFER)} FROM transfer WHERE id = $1", hold_id)  # noqa: S608
     return None if row is None else transfer_row(row)
+
+
+async def refunded_units(tx: Tx, hold_id: int) -> int:
+    """How much of a charge was given back."""
+    units: int = await tx.fetchval(
+        "SELECT coalesce(sum(amount_units), 0) FROM refund WHERE charge_id = $1", hold_id
+    )
+    return int(units)
 
 
 async def answer_of(tx: Tx, hold_id: int) -> Answer | None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from bisect import insort
 
-from gateway.ledger import lots
-from gateway.ledger.book import Book, LedgerFault, LotState
+from gateway.ledger import claims, lots, refunds
+from gateway.ledger.book import Action, Book, LedgerFault, LotState
 from gateway.ledger.steps import (
-    EXPIRED,
     FUNDING,
     REVENUE,
+    AccountIs,
     AlreadyClosed,
     Close,
     Closed,
@@ -21,6 +21,8 @@ from gateway.ledger.steps import (
     Conflict,
     Current,
     Expire,
+    Freeze,
+    FreezeAccount,
     Frozen,
     Guard,
     Held,
@@ -32,14 +34,17 @@ from gateway.ledger.steps import (
     MintedBefore,
     MintOutcome,
     Outcome,
+    Refund,
     Repeated,
+    Reverse,
     Short,
     Step,
     StillLeased,
+    Unfreeze,
 )
 
 
-def decide(book: Book, step: Step) -> Outcome:
+def decide(book: Book, step: Step) -> Outcome:  # noqa: PLR0911  (a table)
     """Apply one step to the book, or refuse it."""
     match step:
         case Hold():
@@ -52,6 +57,12 @@ def decide(book: Book, step: Step) -> Outcome:
             account = book.account(step.account_id)
             lots.expire_due(book, account)
             return Current(account.balance)
+        case Refund():
+            return refunds.refund(book, step)
+        case Freeze() | Unfreeze() | Reverse():
+            return claims.claim(book, step)
+        case FreezeAccount():
+            return freeze_account(book, step)
 
 
 def hold(book: Book, step: Hold) -> HoldOutcome:
@@ -141,7 +152,7 @@ def close(book: Book, step: Close) -> CloseOutcome:
     start = account.pos
     account.held -= row.max_units
     account.pinned -= pinned
-    # The lapsed part is still the customer's on this line; the expiry lines below take it.
+    # What the pins do not give is still the customer's on this line; the lines below take it.
     account.available += row.max_units - step.amount_units
     account.pos += tape
     account.spent += step.amount_units
@@ -159,8 +170,8 @@ def close(book: Book, step: Close) -> CloseOutcome:
     for pin in pins:
         unused = pin.amount_units - (pin.captured_units or 0)
         if unused:
-            account.available -= unused
-            book.post(account, "expire", (account.id, EXPIRED), unused, pin.lot_id)
+            lots.fold(book, account)
+            lots.give_back(book, account, book.lot_of(pin.lot_id), unused)
     if account.available < 0:
         raise LedgerFault(f"hold {row.id}: its pins exceed it")
     book.closes[row.id] = transfer
@@ -209,10 +220,24 @@ def mint(book: Book, step: Mint) -> MintOutcome:
         state="live",
         new=True,
     )
-    live = book.lots[account.id]
-    live.append(lot)
-    live.sort(key=lambda each: (each.expires_ms, each.id))
+    # What comes in pays the account's debt first.
+    lot.remaining_units -= lots.repay(book, account, lot, step.amount_units)
+    lots.insert(book, lot)
     book.mints[key] = lot
     book.new_mints.append((key, lot_id))
     lots.expire_due(book, account)  # it may have come later than its own expiry
     return Minted(lot_id, account.balance)
+
+
+def freeze_account(book: Book, step: FreezeAccount) -> AccountIs:
+    """Stop an account's spending or allow it again; what was done is kept with who and why."""
+    account = book.account(step.account_id)
+    if bool(account.frozen) == step.frozen:
+        return AccountIs(step.frozen, changed=False)
+    if book.rare is None:
+        raise LedgerFault("this step was not prepared for")
+    account.frozen = int(step.frozen)
+    account.touched = True
+    action = "freeze" if step.frozen else "unfreeze"
+    book.rare.new_actions.append(Action(account.id, action, 0, step.by, step.reason))
+    return AccountIs(step.frozen, changed=True)

@@ -1,8 +1,9 @@
 """What can be asked of the ledger, and what it can answer.
 
-A step is one hold, close or mint. Steps that are applied together share one database
-transaction; a refused step changes nothing and stores nothing, so it can be asked again. Every
-repeat has one of three outcomes: applied, replayed (same id, same content) or conflict.
+A step is one hold, close or mint, or one of the rare ones (refund, freeze, reversal). Steps that
+are applied together share one database transaction; a refused step changes nothing and stores
+nothing, so it can be asked again. Every repeat has one of three outcomes: applied, replayed (same
+id, same content) or conflict.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Final
 FUNDING: Final = 1  # where minted credits come from: money that came in from outside
 REVENUE: Final = 2  # what customers were charged
 EXPIRED: Final = 3  # what lapsed unused
+SUSPENSE: Final = 4  # what is in dispute: neither the customer's nor the house's until it ends
+DEBT: Final = 5  # what customers owe after a reversal, lent by the house: at most 0
 FIRST_ID: Final = 1_000
 
 NEVER: Final = 2**62  # expires_ms of a lot that does not expire
@@ -130,7 +133,61 @@ class Expire:
     account_id: int
 
 
-Step = Hold | Close | Mint | Expire
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Give back ``amount_units`` of a charge, or all that is left of it, once for each ``key``.
+
+    ``charge_id`` is the hold's id. What comes back goes to the lots that paid, from the end of
+    the charge: with the expiry they had. ``by``: the operator who does it, kept with the reason.
+    """
+
+    charge_id: int
+    key: str
+    amount_units: int | None = None
+    reason: str | None = None
+    by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Put a whole lot in dispute: what is left of it into suspense, what is not is owed."""
+
+    lot_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unfreeze:
+    """End the dispute of a lot. What was in suspense returns to it with the expiry it had."""
+
+    lot_id: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reverse:
+    """The money behind ``total_units`` of a lot, in all, was taken back from us.
+
+    The total, not the change: the same fact told twice changes nothing, and one that is undone
+    is told with a smaller total. What is left of the lot goes first, the shortage is owed.
+    """
+
+    lot_id: int
+    total_units: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeAccount:
+    """An operator stops an account's spending, or lets it spend again."""
+
+    account_id: int
+    frozen: bool
+    reason: str
+    by: str
+
+
+Step = Hold | Close | Mint | Expire | Refund | Freeze | Unfreeze | Reverse | FreezeAccount
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +300,68 @@ class Current:
     balance: Balance
 
 
+@dataclass(frozen=True, slots=True)
+class RefundRow:
+    """A refund as stored. Immutable; ``id`` is its transfer's. ``asked_units`` None: the rest."""
+
+    id: int
+    account_id: int
+    key: str
+    charge_id: int
+    asked_units: int | None
+    amount_units: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refunded:
+    """Applied: the units are back with the lots that paid them."""
+
+    refund: RefundRow
+    balance: Balance
+
+
+@dataclass(frozen=True, slots=True)
+class RefundedBefore:
+    """Replayed: this key gave this back before."""
+
+    refund: RefundRow
+
+
+@dataclass(frozen=True, slots=True)
+class RefundConflict:
+    """The key was used for another charge or amount."""
+
+    refund: RefundRow
+
+
+@dataclass(frozen=True, slots=True)
+class NotRefundable:
+    """Refused: of this charge only so much is left, perhaps nothing. Nothing was stored."""
+
+    left_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class LotIs:
+    """The lot is as it was asked for; ``changed`` False: it was so before."""
+
+    lot_id: int
+    changed: bool
+    debt_units: int
+    balance: Balance
+
+
+@dataclass(frozen=True, slots=True)
+class AccountIs:
+    """The account is as it was asked for; ``changed`` False: it was so before."""
+
+    frozen: bool
+    changed: bool
+
+
 HoldOutcome = Held | Repeated | Conflict | Short | Frozen
 CloseOutcome = Closed | AlreadyClosed | StillLeased
 MintOutcome = Minted | MintedBefore
-Outcome = HoldOutcome | CloseOutcome | MintOutcome | Current
+RefundOutcome = Refunded | RefundedBefore | RefundConflict | NotRefundable
+Outcome = HoldOutcome | CloseOutcome | MintOutcome | Current | RefundOutcome | LotIs | AccountIs

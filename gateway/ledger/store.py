@@ -9,55 +9,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import fields
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
 from typing import Final
 
 from gateway.db import Row, Tx
-from gateway.ledger.book import AccountState, Book, LedgerFault, LotState, PinState
-from gateway.ledger.steps import NEVER, Close, Hold, HoldRow, Mint, Step, TransferRow
-
-HOLD: Final = tuple(f.name for f in fields(HoldRow))
-TRANSFER: Final = tuple(f.name for f in fields(TransferRow))
-ACCOUNT: Final = tuple(f.name for f in fields(AccountState) if f.name != "touched")
-LOT: Final = tuple(f.name for f in fields(LotState) if f.name not in ("new", "touched"))
-PIN: Final = ("hold_id", "lot_id", "amount_units", "captured_units")
-
-
-def columns(names: Sequence[str], table: str = "") -> str:
-    """``a.x, a.y`` for a SELECT."""
-    dot = f"{table}." if table else ""
-    return ", ".join(dot + name for name in names)
-
-
-def _insert(table: str, names: Sequence[str]) -> str:
-    """An INSERT of all columns, in their order."""
-    marks = ", ".join(f"${i + 1}" for i in range(len(names)))
-    return f"INSERT INTO {table} ({columns(names)}) VALUES ({marks})"  # noqa: S608
-
+from gateway.ledger import rare
+from gateway.ledger.book import AccountState, Book, LedgerFault, LotState
+from gateway.ledger.rows import (
+    ACCOUNT,
+    HOLD,
+    LOT,
+    PIN,
+    TRANSFER,
+    add_lots,
+    columns,
+    hold_row,
+    insert,
+    load_pins,
+    load_transfers,
+)
+from gateway.ledger.steps import NEVER, Close, Hold, HoldRow, Mint, Step
 
 # Made once: these stand in every batch.
 _SELECT_ACCOUNTS: Final = f"SELECT {columns(ACCOUNT)} FROM account WHERE id {{any}} ORDER BY id"  # noqa: S608
-_SELECT_TRANSFERS: Final = f"SELECT {columns(TRANSFER)} FROM transfer WHERE id {{any}}"  # noqa: S608
-_INSERT_HOLD: Final = _insert("hold", HOLD)
-_INSERT_TRANSFER: Final = _insert("transfer", TRANSFER)
-_INSERT_ANSWER: Final = _insert("answer", ("hold_id", "status", "headers", "body", "at_ms"))
-_INSERT_LOT: Final = _insert("lot", LOT)
-_INSERT_PIN: Final = _insert("pin", PIN)
+_INSERT_HOLD: Final = insert("hold", HOLD)
+_INSERT_TRANSFER: Final = insert("transfer", TRANSFER)
+_INSERT_ANSWER: Final = insert("answer", ("hold_id", "status", "headers", "body", "at_ms"))
+_INSERT_LOT: Final = insert("lot", LOT)
+_INSERT_PIN: Final = insert("pin", PIN)
+_CHANGING_LOT: Final = (
+    *("id", "remaining_units", "state", "expired_units"),
+    *("reversed_units", "short_units", "repaid_units"),
+)
+_UPDATE_LOT: Final = (
+    f"UPDATE lot SET {', '.join(f'{n} = ${i + 1}' for i, n in enumerate(_CHANGING_LOT) if i)}"  # noqa: S608
+    " WHERE id = $1"
+)
+_changing_lot: Final = attrgetter(*_CHANGING_LOT)
 _hold_values: Final = attrgetter(*HOLD)
 _transfer_values: Final = attrgetter(*TRANSFER)
-
-
-def hold_row(row: Row) -> HoldRow:
-    """A hold from a row whose columns are ``HOLD``, in that order."""
-    return HoldRow(*row)
-
-
-def transfer_row(row: Row) -> TransferRow:
-    """A transfer from a row whose columns are ``TRANSFER``, in that order."""
-    return TransferRow(*row)
 
 
 async def load(tx: Tx, steps: Sequence[Step], now_ms: int) -> Book:
@@ -66,23 +58,36 @@ async def load(tx: Tx, steps: Sequence[Step], now_ms: int) -> Book:
     holds = [s for s in steps if isinstance(s, Hold)]
     closes = [s for s in steps if isinstance(s, Close)]
     mints = [s for s in steps if isinstance(s, Mint)]
-    await _load_accounts(tx, book, {_account_of(step) for step in steps})
+    if len(holds) + len(closes) + len(mints) < len(steps):
+        await rare.find_accounts(tx, book, steps)
+    await _load_accounts(tx, book, {_account_of(book, step) for step in steps})
     if holds:
         await _load_guards(tx, book, holds)
     if closes:
         await _load_closes(tx, book, closes)
     if mints:
         await _load_mints(tx, book, mints)
+    if book.rare is not None:
+        await rare.load(tx, book, steps)
     minted = {s.account_id for s in mints}
+    pinned = {s.hold.account_id for s in closes if s.hold.id in book.pins} if book.pins else set()
+    whole = book.rare.whole if book.rare is not None else set()
     for account in book.accounts.values():
-        if account.id in minted or account.next_expiry_ms <= now_ms:
-            mine = [s for s in steps if _account_of(s) == account.id]
+        known = account.id in minted or account.id in pinned or account.id in whole
+        if known or account.next_expiry_ms <= now_ms:
+            mine = [s for s in steps if _account_of(book, s) == account.id]
             await _load_lots(tx, book, account, mine)
+    if pinned or whole:
+        await rare.load_named_lots(tx, book, pinned | whole)
     return book
 
 
-def _account_of(step: Step) -> int:
-    return step.hold.account_id if isinstance(step, Close) else step.account_id
+def _account_of(book: Book, step: Step) -> int:
+    if isinstance(step, Close):
+        return step.hold.account_id
+    if isinstance(step, Hold):
+        return step.account_id
+    return rare.account_of(book, step)
 
 
 async def _load_accounts(tx: Tx, book: Book, ids: Collection[int]) -> None:
@@ -129,7 +134,7 @@ async def _load_guards(tx: Tx, book: Book, steps: Sequence[Hold]) -> None:
         "SELECT hold_id, alias FROM request_alias WHERE hold_id {any}", list(known)
     ):
         book.alias_of[row["hold_id"]] = row["alias"]
-    await _load_transfers(tx, book, list(known))
+    await load_transfers(tx, book, list(known))
 
 
 async def _holds_by_guard(tx: Tx, keys: Sequence[tuple[str, str, str, int]]) -> Iterable[Row]:
@@ -162,13 +167,8 @@ def _guards_of(rows: int) -> str:
     )
 
 
-async def _load_transfers(tx: Tx, book: Book, ids: Sequence[int]) -> None:
-    for row in await tx.fetch_any(_SELECT_TRANSFERS, ids):
-        book.closes[row[0]] = TransferRow(*row)
-
-
 async def _load_closes(tx: Tx, book: Book, steps: Sequence[Close]) -> None:
-    await _load_transfers(tx, book, [s.hold.id for s in steps])
+    await load_transfers(tx, book, [s.hold.id for s in steps])
     lapsing = [s.hold.id for s in steps if s.if_lapsed]
     if lapsing:
         for row in await tx.fetch_any(
@@ -177,17 +177,7 @@ async def _load_closes(tx: Tx, book: Book, steps: Sequence[Close]) -> None:
             book.leases[row["hold_id"]] = row["lease_ms"]
     older = [s.hold.id for s in steps if s.hold.epoch != book.account(s.hold.account_id).epoch]
     if older:
-        await _load_pins(tx, book, older)
-
-
-async def _load_pins(tx: Tx, book: Book, hold_ids: Sequence[int]) -> None:
-    for row in await tx.fetch_any(
-        f"SELECT {columns(PIN, 'p')}, l.expires_ms FROM pin p JOIN lot l ON l.id = p.lot_id"  # noqa: S608
-        " WHERE p.hold_id {any}",
-        hold_ids,
-    ):
-        pin = PinState(*(row[name] for name in (*PIN, "expires_ms")))
-        book.pins.setdefault(pin.hold_id, []).append(pin)
+        await load_pins(tx, book, older)
 
 
 async def _load_mints(tx: Tx, book: Book, steps: Sequence[Mint]) -> None:
@@ -200,11 +190,7 @@ async def _load_mints(tx: Tx, book: Book, steps: Sequence[Mint]) -> None:
             step.n,
         )
         if row is not None:
-            book.mints[step.network, step.ref, step.n] = _lot(row)
-
-
-def _lot(row: Row) -> LotState:
-    return LotState(*row)
+            book.mints[step.network, step.ref, step.n] = LotState(*row)
 
 
 async def _load_lots(tx: Tx, book: Book, account: AccountState, steps: Sequence[Step]) -> None:
@@ -214,6 +200,9 @@ async def _load_lots(tx: Tx, book: Book, account: AccountState, steps: Sequence[
     due = min(account.next_expiry_ms, *(s.expires_ms for s in mints), NEVER) <= book.now_ms
     reach = account.pos - account.folded
     reach += sum(s.amount_units for s in steps if isinstance(s, Close))
+    disputed = rare.claims(steps)
+    if disputed:  # what is behind a lot that is taken out of the line comes forward
+        reach = NEVER
     rows = await tx.fetch(
         # What is due expires before anything is taken from the lots behind it, so it does not
         # count for how far the fold gets.
@@ -226,8 +215,8 @@ async def _load_lots(tx: Tx, book: Book, account: AccountState, steps: Sequence[
         reach,
         book.now_ms,
     )
-    book.lots[account.id] = [_lot(row) for row in rows]
-    if due:
+    book.lots[account.id] = add_lots(book, rows)
+    if due or disputed:
         await _load_open_holds(tx, book, account)
 
 
@@ -245,8 +234,7 @@ OPEN_HOLDS: Final = (
 async def _load_open_holds(tx: Tx, book: Book, account: AccountState) -> None:
     rows = await tx.fetch(OPEN_HOLDS, account.id)
     book.open_holds[account.id] = [hold_row(row) for row in rows]
-    # The pins of those that are being closed may be here already.
-    await _load_pins(tx, book, [h.id for h in book.open_holds[account.id] if h.id not in book.pins])
+    await load_pins(tx, book, [h.id for h in book.open_holds[account.id]])
 
 
 async def save(tx: Tx, book: Book, writer: int) -> None:
@@ -255,7 +243,7 @@ async def save(tx: Tx, book: Book, writer: int) -> None:
         await tx.executemany(_INSERT_HOLD, map(_hold_values, book.new_holds))
     if book.new_aliases:
         await tx.executemany(
-            _insert("request_alias", ("account_id", "principal", "alias", "hold_id")),
+            insert("request_alias", ("account_id", "principal", "alias", "hold_id")),
             [(*key, hold_id) for key, hold_id in book.new_aliases],
         )
     if book.new_transfers:
@@ -263,6 +251,8 @@ async def save(tx: Tx, book: Book, writer: int) -> None:
     if book.lots or book.pins or book.new_mints:
         await _save_lots(tx, book)
         await _save_pins(tx, book)
+    if book.rare is not None:
+        await rare.save(tx, book, book.rare)
     if book.new_answers:
         await tx.executemany(
             _INSERT_ANSWER,
@@ -281,24 +271,23 @@ def _headers_text(headers: tuple[tuple[str, str], ...]) -> str:
 
 
 async def _save_lots(tx: Tx, book: Book) -> None:
-    every = [lot for line in book.lots.values() for lot in line]
-    new = [lot for lot in every if lot.new]
-    changed = [lot for lot in every if lot.touched and not lot.new]
+    new = [lot for lot in book.lot.values() if lot.new]
+    changed = [lot for lot in book.lot.values() if lot.touched and not lot.new]
     if new:
         await tx.executemany(_INSERT_LOT, [[getattr(x, n) for n in LOT] for x in new])
     if changed:
         await tx.executemany(
-            "UPDATE lot SET remaining_units = $2, state = $3 WHERE id = $1",
-            [(lot.id, lot.remaining_units, lot.state) for lot in changed],
+            _UPDATE_LOT,
+            [_changing_lot(lot) for lot in changed],
         )
     if book.new_segments:
         await tx.executemany(
-            _insert("segment", ("account_id", "from_pos", "to_pos", "lot_id")),
+            insert("segment", ("account_id", "from_pos", "to_pos", "lot_id")),
             [(s.account_id, s.from_pos, s.to_pos, s.lot_id) for s in book.new_segments],
         )
     if book.new_mints:
         await tx.executemany(
-            _insert("mint_key", ("network", "ref", "n", "lot_id")),
+            insert("mint_key", ("network", "ref", "n", "lot_id")),
             [(*key, lot_id) for key, lot_id in book.new_mints],
         )
 
@@ -314,12 +303,13 @@ async def _save_pins(tx: Tx, book: Book) -> None:
         )
     if changed:
         await tx.executemany(
-            "UPDATE pin SET captured_units = $3 WHERE hold_id = $1 AND lot_id = $2",
-            [(p.hold_id, p.lot_id, p.captured_units) for p in changed],
+            "UPDATE pin SET captured_units = $3, amount_units = $4"
+            " WHERE hold_id = $1 AND lot_id = $2",
+            [(p.hold_id, p.lot_id, p.captured_units, p.amount_units) for p in changed],
         )
 
 
-_CHANGING: Final = tuple(n for n in ACCOUNT if n not in ("id", "frozen", "ver"))
+_CHANGING: Final = tuple(n for n in ACCOUNT if n not in ("id", "ver"))
 _GUARDED: Final = ("id", "ver", *_CHANGING)
 _guarded_values: Final = attrgetter(*_GUARDED)
 _UPDATE_POSTGRES: Final = (

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from gateway.db import Database
 from gateway.ledger.apply import apply
 from gateway.ledger.ids import SETTLED_AFTER_MS, settled_below
+from gateway.ledger.rows import HOLD, columns, hold_row
 from gateway.ledger.steps import Close, Closed, Expire, HoldRow
-from gateway.ledger.store import HOLD, columns, hold_row
 
 INTERRUPTED = "interrupted"
 _STRIDE = 20_000

@@ -1,8 +1,9 @@
 """The ledger's tables. What each money column is for stands beside it.
 
-Append-only (a trigger says so): ``hold``, ``transfer``, ``segment``, ``mint_key``. What else may
-change, changes only under the row's lock and guarded by ``ver`` (design: the lots are off the hot
-path, so a spend touches ``hold``, ``transfer`` and one ``account`` row).
+Append-only (a trigger says so): ``hold``, ``transfer``, ``segment``, ``mint_key``, ``refund``,
+``refund_part``, ``operator_action``. What else may change, changes only under the row's lock and
+guarded by ``ver`` (design: the lots are off the hot path, so a spend touches ``hold``,
+``transfer`` and one ``account`` row).
 """
 
 from __future__ import annotations
@@ -119,7 +120,9 @@ transfer = sa.Table(
     metadata,
     # The close of a hold has the hold's own id: the key closes it at most once.
     sa.Column("id", Id, primary_key=True, autoincrement=False),
-    sa.Column("kind", sa.Text, nullable=False),  # mint capture void expire
+    # mint capture void expire unexpire refund freeze unfreeze reverse restore debt forgive repay
+    # unrepay: what each moves is said in lots.py and claims.py
+    sa.Column("kind", sa.Text, nullable=False),
     sa.Column("debit", BIG, nullable=False),
     sa.Column("credit", BIG, nullable=False),
     sa.Column("amount_units", BIG, nullable=False),
@@ -129,8 +132,8 @@ transfer = sa.Table(
     sa.Column("balance_units", BIG, nullable=False),  # available + held after it
     sa.Column("pos", BIG, nullable=False),  # capture: where its stretch of the tape begins
     sa.Column("tape_units", BIG, nullable=False),  # capture: how long it is (rest came from pins)
-    sa.Column("ref", BIG, nullable=False),  # mint, expire: the lot; capture, void: the hold
-    sa.Column("reason", sa.Text),  # void: why nothing was charged; mint: what it was for
+    sa.Column("ref", BIG, nullable=False),  # capture, void, refund: the hold; the others: the lot
+    sa.Column("reason", sa.Text),  # void: why nothing was charged; others: what it was for
     sa.Column("at_ms", BIG, nullable=False),
     sa.CheckConstraint("amount_units >= 0", name="amount_units"),
     sa.CheckConstraint("debit <> credit", name="sides"),
@@ -147,8 +150,27 @@ lot = sa.Table(
     sa.Column("expires_ms", BIG, nullable=False),  # NEVER: it does not
     sa.Column("minted_units", BIG, nullable=False),
     sa.Column("remaining_units", BIG, nullable=False),  # as of the account's last fold
-    sa.Column("state", sa.Text, nullable=False),  # live expired
+    sa.Column("state", sa.Text, nullable=False),  # live expired frozen
+    # What lapsed unused and has not been claimed since.
+    sa.Column("expired_units", BIG, nullable=False, server_default="0"),
+    # The money behind it that was taken back from us, in all.
+    sa.Column("reversed_units", BIG, nullable=False, server_default="0"),
+    # The part of the claim (all of a frozen lot, else reversed_units) it could not give: lent.
+    sa.Column("short_units", BIG, nullable=False, server_default="0"),
+    # What it paid of the account's debt. account.debt = sum(short_units) - sum(repaid_units).
+    sa.Column("repaid_units", BIG, nullable=False, server_default="0"),
     sa.CheckConstraint("remaining_units >= 0 AND remaining_units <= minted_units", name="rest"),
+    sa.CheckConstraint("expired_units >= 0 AND expired_units <= minted_units", name="expired"),
+    sa.CheckConstraint("reversed_units >= 0 AND reversed_units <= minted_units", name="reversed"),
+    sa.CheckConstraint("short_units >= 0 AND short_units <= minted_units", name="short"),
+    sa.CheckConstraint("repaid_units >= 0 AND repaid_units <= minted_units", name="repaid"),
+    # The few that paid a debt: they get it back first when the debt was none.
+    sa.Index(
+        "ix_lot_repaid",
+        "account_id",
+        sqlite_where=sa.text("repaid_units > 0"),
+        postgresql_where=sa.text("repaid_units > 0"),
+    ),
     # Spending order. Emptied lots drop out, so a walk never meets the dead.
     sa.Index(
         "ix_lot_spending",
@@ -176,7 +198,8 @@ pin = sa.Table(
     metadata,
     sa.Column("hold_id", Id, primary_key=True, autoincrement=False),
     sa.Column("lot_id", BIG, primary_key=True, autoincrement=False),
-    sa.Column("amount_units", BIG, nullable=False),  # what of the hold stands on this lot
+    # What of the hold stands on this lot; may grow while the hold is open.
+    sa.Column("amount_units", BIG, nullable=False),
     sa.Column("captured_units", BIG),  # null while the hold is open
     sa.Index("ix_pin_lot_id", "lot_id"),
 )
@@ -189,6 +212,47 @@ mint_key = sa.Table(
     sa.Column("ref", sa.Text, primary_key=True),  # transaction hash, payment intent, …
     sa.Column("n", BIG, primary_key=True, autoincrement=False),  # ordinal inside it
     sa.Column("lot_id", BIG, nullable=False),
+)
+
+# What was given back of a charge, once for each key. The charge itself is never changed.
+refund = sa.Table(
+    "refund",
+    metadata,
+    sa.Column("id", Id, primary_key=True, autoincrement=False),  # the refund transfer's id
+    sa.Column("account_id", BIG, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),  # its repeat changes nothing
+    sa.Column("charge_id", BIG, nullable=False),  # the hold, and the capture, it is of
+    sa.Column("asked_units", BIG),  # null: all that was left of the charge
+    sa.Column("amount_units", BIG, nullable=False),
+    sa.Column("at_ms", BIG, nullable=False),
+    sa.UniqueConstraint("account_id", "key"),
+    sa.Index("ix_refund_charge_id", "charge_id"),
+    sa.CheckConstraint("amount_units > 0", name="amount_units"),
+)
+
+# To which lots a refund went: those that had paid.
+refund_part = sa.Table(
+    "refund_part",
+    metadata,
+    sa.Column("refund_id", Id, primary_key=True, autoincrement=False),
+    sa.Column("lot_id", BIG, primary_key=True, autoincrement=False),
+    sa.Column("amount_units", BIG, nullable=False),
+    sa.CheckConstraint("amount_units > 0", name="amount_units"),
+    sa.Index("ix_refund_part_lot_id", "lot_id"),
+)
+
+# What a person did by hand, who it was and why.
+operator_action = sa.Table(
+    "operator_action",
+    metadata,
+    sa.Column("id", Id, primary_key=True, autoincrement=False),
+    sa.Column("account_id", BIG, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),  # freeze unfreeze refund
+    sa.Column("ref", BIG, nullable=False),  # refund: its transfer; else 0
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at_ms", BIG, nullable=False),
+    sa.Index("ix_operator_action_account_id", "account_id"),
 )
 
 # What was answered, for as long as a repeat may ask. Purged by age; the guard itself stays.

@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from gateway.db import Database, sqlite_path
+from gateway.ledger import Expire
 from gateway.migrations import run as migrations
 from gateway.migrations.run import HEAD, NewerDatabase, current_revision, migrate
 from gateway.migrations.schema import metadata
@@ -210,7 +211,28 @@ async def test_back_to_nothing_and_up_again(db_url: str) -> None:
     assert await with_connection(db_url, tables) == {*metadata.tables, "alembic_version"}
 
 
-def _downgrade(connection: sa.Connection) -> None:
+async def test_what_had_expired_is_counted_when_lots_learn_to_say_so(db_url: str) -> None:
+    """0002 gives lots a sum that stood in the transfers alone."""
+    from tests.gateway.ledger.helpers import T0, faults, mint, minted, open_account, run
+
+    db = await Database.connect(db_url)
+    account = await open_account(db)
+    for name, units in (("a", 10), ("b", 7)):
+        await minted(db, mint(account, units, name, expires_ms=T0 + 1))
+    await minted(db, mint(account, 5, "c"))
+    await run(db, Expire(account), at_ms=T0 + 1)
+    await db.close()
+    await with_connection(db_url, lambda c: _downgrade(c, to="0001"))
+    await connect_and_migrate(db_url)
+    db = await Database.connect(db_url)
+    async with db.read() as tx:
+        rows = await tx.fetch("SELECT minted_units, expired_units FROM lot ORDER BY id")
+    assert [tuple(row) for row in rows] == [(10, 10), (7, 7), (5, 0)]
+    assert await faults(db) == []
+    await db.close()
+
+
+def _downgrade(connection: sa.Connection, to: str = "base") -> None:
     from alembic import command
     from alembic.config import Config
 
@@ -218,7 +240,7 @@ def _downgrade(connection: sa.Connection) -> None:
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    command.downgrade(config, "base")
+    command.downgrade(config, to)
 
 
 async def test_a_migration_that_fails_leaves_nothing_half_done(empty_db_url: str) -> None:
@@ -249,6 +271,9 @@ APPEND_ONLY = {
     "transfer": "amount_units = 1",
     "segment": "lot_id = 1",
     "mint_key": "lot_id = 1",
+    "refund": "amount_units = 1",
+    "refund_part": "amount_units = 1",
+    "operator_action": "reason = ''",
 }
 
 
@@ -256,6 +281,7 @@ APPEND_ONLY = {
 @pytest.mark.parametrize("verb", ["UPDATE", "DELETE"])
 async def test_history_cannot_be_rewritten(db_url: str, table: str, verb: str) -> None:
     """Each table has a row, so that a trigger for each row would have to fire, too."""
+    from gateway.ledger import Refund
     from tests.gateway.ledger.helpers import capture, held, hold, mint, minted, one, open_account
 
     db = await Database.connect(db_url)
@@ -264,6 +290,7 @@ async def test_history_cannot_be_rewritten(db_url: str, table: str, verb: str) -
     row = await held(db, hold(account, "r", 5))
     await one(db, capture(row, 5))
     await minted(db, mint(account, 10, "b"))  # folds: writes a segment
+    await one(db, Refund(row.id, "k", 2, "why", by="ops"))
     async with db.read() as tx:
         before = [tuple(each) for each in await tx.fetch(f"SELECT * FROM {table}")]
     assert before

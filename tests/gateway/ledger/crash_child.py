@@ -21,8 +21,8 @@ from functools import partial
 from gateway.accounts import wallets
 from gateway.db import Database, transact
 from gateway.ledger import Call, Closed, Guard, Held, Hold, HoldRow, Mint, Minted, Writer
+from gateway.ledger.rows import HOLD, columns, hold_row
 from gateway.ledger.steps import Close, Outcome
-from gateway.ledger.store import HOLD, columns, hold_row
 from tests.keeper import die_with_parent
 
 ACCOUNTS = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.db import Database
-from gateway.ledger import Expire, audit
+from gateway.ledger import Expire, Freeze, FreezeAccount, Refund, Reverse, audit
 from tests.gateway.ledger.helpers import (
     T0,
     capture,
@@ -23,7 +23,9 @@ from tests.gateway.ledger.helpers import (
 # What is done to the books -> the queries that must notice at least that.
 DISTURBED = {
     "UPDATE account SET available = available + 1": {"I1_balance_is_sum", "I8_lots_carry_balance"},
-    "UPDATE account SET available = available - 1, held = held + 1": {"I3_held_is_open_holds"},
+    "UPDATE account SET available = available - 1, held = held + 1 WHERE available > 0": {
+        "I3_held_is_open_holds"
+    },
     "UPDATE account SET added = added + 1": {"L10_lifetime_sums"},
     "UPDATE account SET spent = spent - 1": {"L10_lifetime_sums"},
     "UPDATE account SET pinned = pinned - 1 WHERE pinned > 0": {"I8_pins_are_of_open_holds"},
@@ -53,7 +55,7 @@ DISTURBED = {
     "UPDATE transfer SET debit = 3, credit = 2 WHERE kind = 'capture'": {"I1_sides"},
     "DELETE FROM transfer WHERE kind = 'mint'": {"I5_mint_is_lot", "I2_statement_is_whole"},
     "DELETE FROM transfer WHERE kind = 'capture'": {"I3_held_is_open_holds", "I2_statement_head"},
-    "DELETE FROM transfer WHERE kind = 'expire'": {"I8_lot_adds_up"},
+    "DELETE FROM transfer WHERE kind = 'expire'": {"I8_lot_is_its_transfers"},
     "DELETE FROM hold WHERE id IN (SELECT id FROM transfer)": {"I6_close_is_of_its_hold"},
     "UPDATE hold SET max_units = 0 WHERE id IN (SELECT id FROM transfer WHERE amount_units > 0)": {
         "I6_close_is_of_its_hold"
@@ -76,6 +78,44 @@ DISTURBED = {
     "UPDATE pin SET captured_units = 0": {"I8_pins_are_of_open_holds", "I8_lot_adds_up"},
     "DELETE FROM segment": {"I8_segments_are_whole", "I8_lot_adds_up"},
     "UPDATE segment SET to_pos = to_pos + 1": {"I8_segments_are_whole", "I8_lot_adds_up"},
+    "UPDATE account SET debt = debt + 1": {"I1_debt_is_sum"},
+    "UPDATE account SET frozen = 1 - frozen": {"I3_freeze_was_decided"},
+    "DELETE FROM operator_action": {"I3_freeze_was_decided"},
+    "UPDATE transfer SET credit = 3 WHERE kind = 'capture'": {"I1_house_side_of_kind"},
+    "UPDATE transfer SET debit = 1 WHERE kind = 'refund'": {"I1_house_side_of_kind"},
+    "UPDATE refund SET amount_units = amount_units + 1": {"I6_refund_is_whole"},
+    "UPDATE refund SET amount_units = amount_units + 100": {"I6_refund_is_of_its_charge"},
+    "UPDATE refund SET account_id = 1000": {"I6_refund_is_of_its_charge", "I6_refund_is_whole"},
+    "DELETE FROM refund": {"I6_refund_is_whole"},
+    "DELETE FROM refund_part": {"I6_refund_is_whole", "I8_lot_adds_up"},
+    "UPDATE refund_part SET refund_id = 5": {"I6_refund_is_whole"},
+    "UPDATE refund_part SET lot_id = 5": {"I8_lot_adds_up"},
+    "DELETE FROM transfer WHERE kind = 'refund'": {"I6_refund_is_whole", "L10_lifetime_sums"},
+    "UPDATE lot SET expired_units = expired_units + 1": {"I8_lot_is_its_transfers"},
+    "UPDATE lot SET reversed_units = reversed_units - 1 WHERE reversed_units > 0": {
+        "I8_lot_is_its_transfers"
+    },
+    "UPDATE lot SET short_units = short_units + 1 WHERE short_units < minted_units": {
+        "I8_lot_is_its_transfers",
+        "I8_lot_is_in_one_state",
+        "I1_debt_is_sum",
+    },
+    "UPDATE lot SET repaid_units = repaid_units + 1 WHERE short_units > 0": {
+        "I8_lot_is_its_transfers",
+        "I8_lot_is_in_one_state",
+        "I1_debt_is_sum",
+    },
+    "UPDATE lot SET state = 'live' WHERE state = 'frozen'": {
+        "I8_lot_is_its_transfers",
+        "I8_lot_adds_up",
+    },
+    "UPDATE lot SET state = 'lost' WHERE state = 'expired'": {"I8_lot_is_in_one_state"},
+    "UPDATE lot SET remaining_units = 1 WHERE state = 'frozen'": {"I8_lot_is_in_one_state"},
+    "UPDATE transfer SET ref = 5 WHERE kind = 'freeze'": {"I8_lot_is_its_transfers"},
+    "DELETE FROM transfer WHERE kind = 'debt'": {
+        "I8_lot_is_its_transfers",
+        "I2_statement_is_whole",
+    },
     "INSERT INTO transfer SELECT id + 900000, kind, debit, credit, amount_units, 424242, seq,"
     " prev_id, balance_units, pos, tape_units, ref, reason, at_ms FROM transfer"
     " WHERE kind = 'void'": {"I2_account_is_known"},
@@ -100,7 +140,26 @@ async def _books(db: Database) -> None:
     await one(db, capture(row, 6), T0 + 101)
     await one(db, void(await held(db, hold(account, "v", 6), T0 + 101)), T0 + 101)
     await held(db, hold(account, "open", 1), T0 + 101)
+    await _disputed(db)
     assert await faults(db) == []
+
+
+async def _disputed(db: Database) -> None:
+    """An account with a refund, a frozen lot, a reversed one, and a debt partly repaid."""
+    account = await open_account(db, 2)
+    frozen = await minted(db, mint(account, 10, "d"), T0 + 101)
+    reversed_ = await minted(db, mint(account, 10, "e"), T0 + 101)
+    row = await held(db, hold(account, "r", 15), T0 + 101)
+    await run(
+        db,
+        capture(row, 15),
+        Refund(row.id, "k", 2),
+        Freeze(frozen, "x"),
+        Reverse(reversed_, 10, "x"),
+        FreezeAccount(account, True, "x", "ops"),
+        mint(account, 4, "f"),
+        at_ms=T0 + 101,
+    )
 
 
 async def _unlock(db: Database) -> None:
@@ -111,7 +170,10 @@ async def _unlock(db: Database) -> None:
             for row in rows:
                 await tx.execute(f"DROP TRIGGER {row['name']}")
             return
-        for table in ("hold", "transfer", "segment", "mint_key"):
+        for table in (
+            *("hold", "transfer", "segment", "mint_key"),
+            *("refund", "refund_part", "operator_action"),
+        ):
             await tx.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
 
 
