@@ -76,8 +76,6 @@ def connect(url: str, *, deadline_ms: int) -> Cache | None:
             socket_timeout=_SOCKET_TIMEOUT_S,
             socket_connect_timeout=_SOCKET_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
-            lib_name=None,
-            lib_version=None,
         ),
         deadline_ms,
     )
@@ -97,6 +95,8 @@ class Cache:
         """False from the first failure to the next success."""
         self.outages = 0
         """How often ``up`` has become False since the start; for metrics."""
+        self.why = ""
+        """The last failure."""
 
     async def count(self, key: str, left_ms: int, known: int) -> Counted | None:
         """Count one more under ``key``. None: count for yourself.
@@ -118,10 +118,12 @@ class Cache:
         return await self.count("ping", 1_000, 0) is not None
 
     async def close(self) -> None:
-        """Answer everybody and close the connections."""
+        """Answer everybody, now and from now on, and close the connections."""
+        self._retry_at_s = float("inf")
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
+        self._dismiss([])  # if it was cancelled before it had begun
         await self._client.aclose()
 
     async def _run(self) -> None:
@@ -133,8 +135,7 @@ class Cache:
                 await self._round(asked)
         finally:
             self._running = None
-            _answer([*asked, *self._queue], [])
-            self._queue.clear()
+            self._dismiss(asked)
 
     async def _round(self, asked: list[_Asked]) -> None:
         trip = asyncio.create_task(self._trip(asked))
@@ -143,8 +144,7 @@ class Cache:
             if not in_time:
                 self._late = True
                 self._lost(f"no answer within {self._deadline_s * 1000:.0f} ms")
-                _answer([*asked, *self._queue], [])
-                self._queue.clear()
+                self._dismiss(asked)
             counts = await trip  # not for long: the socket has timeouts of its own
         except Exception as error:
             # Of whatever kind: a limit that cannot be shared must not fail a request.
@@ -158,6 +158,11 @@ class Cache:
         else:
             self._retry_at_s = asyncio.get_running_loop().time() + RETRY_S
         _answer(asked, counts)
+
+    def _dismiss(self, asked: list[_Asked]) -> None:
+        """Let these and all who wait count for themselves."""
+        _answer([*asked, *self._queue], [])
+        self._queue.clear()
 
     async def _trip(self, asked: list[_Asked]) -> list[int]:
         from redis.exceptions import NoScriptError
@@ -174,6 +179,7 @@ class Cache:
         return [int(each) for each in reply]
 
     def _lost(self, why: str) -> None:
+        self.why = why
         if self.up:
             self.up = False
             self.outages += 1

@@ -78,6 +78,7 @@ async def _findings(settings: Settings, target: str | None) -> AsyncIterator[Fin
     for finding in _routes(settings, target):
         yield finding
     yield await _database(settings)
+    yield await _redis(settings)
     libraries = _libraries(settings)
     yield libraries
     # What hashes or signs wrongly asks wrongly too: more faults would only hide the one.
@@ -186,6 +187,24 @@ async def _database(settings: Settings) -> Finding:
     if revision != HEAD:
         return Finding("database", "warn", f"{kind}, schema {revision}; this release has {HEAD}")
     return Finding("database", "ok", f"{kind}, schema {revision}")
+
+
+async def _redis(settings: Settings) -> Finding:
+    """Never a failure: without it every process counts for itself."""
+    from gateway import cache
+
+    found = cache.connect(settings.server.redis, deadline_ms=2_000)
+    if found is None:
+        return Finding("redis", "ok", "off: limits are counted in each process")
+    try:
+        answers = await found.ping()
+    finally:
+        await found.close()
+    if not answers:
+        return Finding("redis", "warn", f"{found.why}; limits are counted in each process")
+    if not settings.server.on_postgres:
+        return Finding("redis", "warn", "not used: with SQLite only one process serves")
+    return Finding("redis", "ok", "answers; limits are shared")
 
 
 def _libraries(settings: Settings) -> Finding:
