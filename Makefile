@@ -23,6 +23,7 @@ test: test-environment
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 bench: test-environment
+	@scripts/system.sh bench
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 soak: test-environment

@@ -2,6 +2,8 @@
 # What the tests need from the system: PostgreSQL, Redis, a browser. Installs what is missing with
 # apt-get when it may; otherwise says in one line what to install. Servers are started by the
 # tests themselves (tests/servers.py), never here.
+#   scripts/system.sh         for the tests
+#   scripts/system.sh bench   that, the load generator, and the peers the benchmarks compare with
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -21,10 +23,28 @@ has_browser() {
     false
 }
 
+kind=${1:-test}
+has_load_generator() {
+    [ "$kind" != bench ] || command -v wrk >/dev/null
+}
+
+# What is only compared with has a lock file of its own: nothing else needs it.
+bench_peers() {
+    if ! .venv/bin/python -c 'import fastapi' 2>/dev/null; then
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+            --require-hashes -r scripts/bench.lock || say "FastAPI is missing: that peer is left out"
+    fi
+    [ -d tests/clients/bench/node_modules/@x402/express ] ||
+        (cd tests/clients/bench && PATH=$PWD/../../../.venv/bin:$PATH npm ci --no-audit --no-fund --loglevel=error >&2) ||
+        say "@x402/express is missing: that peer is left out"
+}
+[ "$kind" != bench ] || bench_peers
+
 packages=
 has_postgres || packages="$packages postgresql"
 has_redis || packages="$packages redis-server"
 has_browser || packages="$packages chromium"
+has_load_generator || packages="$packages wrk"
 [ -z "$packages" ] && exit 0
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -424,7 +424,13 @@ def pins(name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["requirements.lock", "requirements-dev.lock", "scripts/postgres.lock", "scripts/node.lock"],
+    [
+        "requirements.lock",
+        "requirements-dev.lock",
+        "scripts/postgres.lock",
+        "scripts/node.lock",
+        "scripts/bench.lock",
+    ],
 )
 def test_lock_files_pin_by_hash_and_name_no_address(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
@@ -436,7 +442,7 @@ def test_lock_files_pin_by_hash_and_name_no_address(name: str) -> None:
 
 
 def test_package_locks_name_no_address() -> None:
-    for folder in ("anvil", "tests/clients"):
+    for folder in ("anvil", "tests/clients", "tests/clients/bench"):
         text = (ROOT / folder / "package-lock.json").read_text(encoding="utf-8")
         assert '"resolved"' not in text, folder
         assert '"integrity"' in text, folder

@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from anvil.devnet import Account
+from chain.eth import checksum
+from tests.e2e.wallet import Wallet
 from wallet_auth import keys
 from wallet_auth.signing import sign_request
 
@@ -54,9 +60,41 @@ def signed(url: str, wallets: list[bytes], count: int, *, random_ids: bool = Fal
     return b"\0".join(out) + b"\0"
 
 
+def paid(url: str, payers: Sequence[Account], offer: dict[str, Any], count: int) -> bytes:
+    """``count`` requests, each with an x402 payment of its own for this offer."""
+    # The official Python facilitator takes mixed-case addresses only.
+    wallets = [Wallet(replace(payer, address=checksum(payer.address))) for payer in payers]
+    out = [
+        _wire(url, {"PAYMENT-SIGNATURE": wallets[i % len(wallets)].pay(offer)})
+        for i in range(count)
+    ]
+    return b"\0".join(out) + b"\0"
+
+
+def personal(url: str, wallets: list[bytes], count: int) -> bytes:
+    """``count`` requests for the conventional peer, signed as EIP-191 texts."""
+    from coincurve import PrivateKey
+
+    from tests.bench.conventional import text_of
+
+    signers = [PrivateKey(secret) for secret in wallets]
+    out = []
+    for i in range(count):
+        nonce = time_id()
+        digest = keys.eip191_hash(text_of("POST", PATH, BODY, nonce).encode())
+        signature = keys.sign_digest(signers[i % len(signers)], digest)
+        out.append(_wire(url, {"X-Nonce": nonce, "X-Signature": "0x" + signature.hex()}))
+    return b"\0".join(out) + b"\0"
+
+
 def write(path: Path, requests: bytes) -> Path:
     path.write_bytes(requests)
     return path
+
+
+def new_wallets(count: int) -> list[bytes]:
+    """Private keys that nobody has used."""
+    return [secrets.token_bytes(32) for _ in range(count)]
 
 
 def address_of(secret: bytes) -> str:

@@ -69,22 +69,11 @@ def floor(port: int) -> None:
 
 
 def spend(config: Path, *, inside: bool) -> None:
-    from gateway import app
-    from gateway.config import load
-    from gateway.node import Node
-    from gateway.settings import Settings
+    from gateway import app, cli
 
     if inside:
-        opened = app.open_node
-
-        async def with_inside(settings: Settings) -> Node:
-            node = await opened(settings)
-            await node.client.close()
-            node.client = _Inside()  # type: ignore[assignment]  # the same three verbs
-            return node
-
-        app.open_node = with_inside
-    app.serve(load(config), as_json=True)
+        app.UpstreamClient = _Inside  # type: ignore[assignment, attr-defined]  # the same verbs
+    cli.main(["serve", "--config", str(config), "--json"])
 
 
 def upstream(port: int) -> None:
