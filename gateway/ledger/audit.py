@@ -121,13 +121,13 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
           GROUP BY account_id) l
         ON l.account_id = a.id WHERE a.debt <> coalesce(l.total, 0)""",
     ),
+    # Only changes are noted, so they take turns; their ids are of many blocks and tell no order.
     "I3_freeze_was_decided": (
         "an account is frozen and nobody did it, or is not and somebody did",
-        """SELECT a.id, a.frozen, o.action FROM account a LEFT JOIN (
-          SELECT account_id, max(id) AS last FROM operator_action
-          WHERE action IN ('freeze', 'unfreeze') GROUP BY account_id) x ON x.account_id = a.id
-        LEFT JOIN operator_action o ON o.id = x.last
-        WHERE a.frozen <> CASE WHEN o.action = 'freeze' THEN 1 ELSE 0 END""",
+        """SELECT a.id, a.frozen, o.standing FROM account a LEFT JOIN (
+          SELECT account_id, sum(CASE action WHEN 'freeze' THEN 1 ELSE -1 END) AS standing
+          FROM operator_action WHERE action IN ('freeze', 'unfreeze') GROUP BY account_id) o
+        ON o.account_id = a.id WHERE a.frozen <> coalesce(o.standing, 0)""",
     ),
     "I5_mint_is_lot": (
         "a lot and the transfer that made it differ",

@@ -114,7 +114,8 @@ class Rare:
     charges: dict[int, HoldRow] = field(default_factory=dict)
     refunds: dict[int, list[RefundRow]] = field(default_factory=dict)  # by charge
     keys: dict[tuple[int, str], RefundRow] = field(default_factory=dict)  # by account and key
-    segments: list[Segment] = field(default_factory=list)  # stored ones of the charges' stretches
+    # Stored ones under the charges' stretches; one may lie under two of them.
+    segments: set[Segment] = field(default_factory=set)
     whole: set[int] = field(default_factory=set)  # accounts whose lots may move in the line
     named: set[int] = field(default_factory=set)  # lots the steps are about, or may give back to
 

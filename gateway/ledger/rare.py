@@ -123,7 +123,7 @@ async def _load_segments(tx: Tx, book: Book, rare: Rare, charge_id: int) -> None
         close.pos,
         close.pos + close.tape_units,
     )
-    rare.segments += [Segment(*row) for row in rows]
+    rare.segments |= {Segment(*row) for row in rows}
     rare.named |= {row["lot_id"] for row in rows}
 
 

@@ -247,6 +247,16 @@ async def test_a_refund_settles_what_its_lot_owes(db: Database) -> None:
     assert await scalar(db, "SELECT debt FROM account WHERE id = $1", account) == 0
 
 
+async def test_two_charges_on_one_segment_are_refunded_together(db: Database) -> None:
+    account = await open_account(db)
+    lot = await minted(db, mint(account, 10, "a"))
+    rows = [await charged(db, account, f"r{i}", 4) for i in range(2)]
+    await minted(db, mint(account, 1, "fold"))
+    outcomes = await run(db, *(Refund(row.id, row.request_id) for row in rows))
+    assert all(isinstance(outcome, Refunded) for outcome in outcomes)
+    assert (await left(db, account))[lot] == 10
+
+
 async def test_refunds_beside_other_steps_of_a_batch(db: Database) -> None:
     account = await open_account(db)
     await minted(db, mint(account, 10, "a"))
