@@ -32,13 +32,13 @@ from gateway.own import NODE, node_of
 from gateway.payments import card, offers, stripe
 from gateway.payments import routes as payment_routes
 from gateway.payments.rails import Rails
-from gateway.proxy import cors, free, paid
+from gateway.proxy import advice, cors, free, paid
 from gateway.proxy import routes as request_routes
 from gateway.proxy.client import UpstreamClient, parse_origin
 from gateway.proxy.pace import Pace
 from gateway.proxy.routes_table import MethodNotAllowed, compile_routes, is_reserved
 from gateway.proxy.routes_table import Route as PricedRoute
-from gateway.proxy.target import from_scope
+from gateway.proxy.target import Target, from_scope
 from gateway.settings import Server, Settings
 from gateway.web import routes as web_routes
 from gateway.web.required import payment_required, wants_page
@@ -210,6 +210,14 @@ class _Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target = from_scope(scope)
+        try:
+            await self._answer(scope, target, receive, send)
+        except Problem as problem:
+            base = self._node.settings.server.public_url
+            advice.complete(problem, scope["method"], base + target.raw.decode("ascii"), base)
+            raise
+
+    async def _answer(self, scope: Scope, target: Target, receive: Receive, send: Send) -> None:
         headers = scope["headers"]
         method: str = scope["method"]
         ours = is_reserved(target.decoded)

@@ -11,8 +11,8 @@ a ``retry_safe`` route whose gateway died in the middle: there the same request 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
 from chain.errors import ChainError
 from gateway import ledger
@@ -27,6 +27,7 @@ from gateway.payments.wire import Presented
 from gateway.pricing.quote import PriceRequest, Quote, quote
 from gateway.proxy import body as bodies
 from gateway.proxy import forward, replies, runs
+from gateway.proxy.again import run_again
 from gateway.proxy.identity import Caller, Headers, auth_problem, guard_of, identify
 from gateway.proxy.pace import Pace, refuse_uncharged
 from gateway.proxy.routes_table import Route
@@ -38,8 +39,6 @@ Send = Callable[[Any], Awaitable[None]]
 # What of a request's headers decides what is asked, beside its body: RFC 9110 representation data
 # and the caller's own conditions.
 _ASKING = (b"content-type", b"content-encoding", b"farebox-max", b"farebox-run", b"farebox-quote")
-# How often a call of a retry_safe route is started at most. Each start needs a gateway to die.
-MOST_RUNS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +300,7 @@ async def _settle_hold(  # noqa: PLR0917  (one shape for both ways to a hold)
 ) -> forward.Ticket | replies.Reply:
     """What the outcome of a hold means for the caller."""
     if request.route.retry_safe:
-        outcome = await _run_again(node, step, outcome)
+        outcome = await run_again(node.writer, step, outcome)
     match outcome:
         case ledger.Held(hold=row, balance=balance):
             return forward.Ticket(row, balance, caller.signer, receipt)
@@ -318,22 +317,3 @@ async def _settle_hold(  # noqa: PLR0917  (one shape for both ways to a hold)
             raise Problem("account_frozen", "This account cannot spend now.")
         case _:
             raise ledger.LedgerFault(f"a hold was answered with {outcome}")
-
-
-async def _run_again(node: Node, step: ledger.Hold, outcome: ledger.Outcome) -> ledger.Outcome:
-    """The next run of a call whose gateway died in the middle of it.
-
-    Each run has a guard of its own: the first one's, with its number behind the scheme. It is
-    asked for only when the run before it is known to be interrupted, which is final. So of any
-    number of repeats on any number of nodes one gets the hold, because the guard is unique; the
-    others are told that it runs. After a capture, or any other end, there is no next run.
-    """
-    if not isinstance(outcome, ledger.Repeated):
-        return outcome
-    first = outcome.hold
-    for number in range(2, MOST_RUNS + 1):
-        if not (isinstance(outcome, ledger.Repeated) and replies.interrupted(outcome.close)):
-            break
-        guard = ledger.Guard(first.principal, f"{first.scheme}#{number}", first.request_id)
-        outcome = await node.writer.submit(replace(step, guard=guard))
-    return outcome

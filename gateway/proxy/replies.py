@@ -201,7 +201,8 @@ async def receipt_only(node: Node, account_id: int, payment: Payment, receipt: R
         holds = await read.holds_of_request(tx, account_id, payment.auth_nonce or "")
         call = None
         if holds:
-            call = receipt_of_call(node, holds[0], await read.close_of(tx, holds[0].id))
+            last = max(holds, key=lambda hold: hold.at_ms)  # a call may have been run again
+            call = receipt_of_call(node, last, await read.close_of(tx, last.id))
     body = {
         "payment": {
             "id": payment.id,
