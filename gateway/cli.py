@@ -10,83 +10,30 @@ Expected faults are one line on stderr that says what to do, and an exit code:
 from __future__ import annotations
 
 import errno
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from gateway import __version__
+from gateway.cli_account import account
+from gateway.terminal import (
+    CONFIG,
+    DEFAULT_CONFIG,
+    NO,
+    OK,
+    UNREACHABLE,
+    Stop,
+    common,
+    fail,
+    put,
+    read_settings,
+    say,
+)
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
-
-OK: Final = 0
-NO: Final = 1
-USAGE: Final = 2
-CONFIG: Final = 3
-UNREACHABLE: Final = 4
-DEFAULT_CONFIG: Final = "farebox.toml"
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Stop(Exception):  # noqa: N818  (not a mistake of the program)
-    """Ends the command with a message for a person and an exit code."""
-
-    def __init__(self, message: str, code: int, faults: list[str] | None = None) -> None:
-        self.code = code
-        self.faults = faults or [message]
-        super().__init__(message)
-
-
-def say(text: str, **style: Any) -> None:
-    """A line for a person on stdout; colour only on a terminal, never under NO_COLOR."""
-    from gateway.config import environ
-
-    colour = sys.stdout.isatty() and not environ().get("NO_COLOR")
-    click.echo(click.style(text, **style) if style and colour else text)
-
-
-def put(value: Any) -> None:
-    """One JSON object on one line of stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False, separators=(", ", ": "), default=str))
-
-
-def fail(stop: Stop, *, as_json: bool) -> NoReturn:
-    """Print a fault the way the command prints everything, and leave."""
-    if as_json:
-        put({"ok": False, "exit": stop.code, "faults": stop.faults})
-    for line in stop.faults:
-        click.echo(f"farebox: {line}", err=True)
-    sys.exit(stop.code)
-
-
-def common(command: F) -> F:
-    """The options every command has."""
-    command = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(
-        command
-    )
-    return click.option(
-        "--config",
-        "config",
-        type=click.Path(path_type=Path),
-        envvar="FAREBOX_CONFIG",
-        help=f"Configuration file (default: {DEFAULT_CONFIG} here).",
-    )(command)
-
-
-def read_settings(config: Path | None, overrides: dict[str, Any] | None = None) -> Settings:
-    """The settings of ``--config``, or of the default file. Raises ``Stop``."""
-    from gateway.check import judge
-    from gateway.config import ConfigError, load
-
-    try:
-        return load(config or Path(DEFAULT_CONFIG), overrides=overrides, judge=judge)
-    except ConfigError as error:
-        raise Stop(str(error), CONFIG, error.faults) from None
 
 
 class _Farebox(click.Group):
@@ -350,58 +297,7 @@ def ledger_export(as_json: bool, config: Path | None) -> None:
     export(read_settings(config), put)
 
 
-@main.group()
-def account() -> None:
-    """Accounts: look at one, grant credits."""
-
-
-@account.command("show")
-@click.argument("who")
-@common
-def account_show(who: str, as_json: bool, config: Path | None) -> None:
-    """Balance, lots and recent entries of WHO: a wallet address or an account id."""
-    from gateway.hands import show
-
-    try:
-        found = show(read_settings(config), who)
-    except ValueError as error:
-        raise Stop(str(error), USAGE) from None
-    if found is None:
-        raise Stop(f"there is no account of {who}", NO)
-    if as_json:
-        put(found)
-        return
-    for key, value in found.items():
-        for line in value if isinstance(value, list) else [value]:
-            text = "  ".join(map(str, line.values())) if isinstance(line, dict) else line
-            say(f"{key:<20} {text}")
-
-
-@account.command("grant")
-@click.argument("who")
-@click.argument("amount")
-@click.option("--why", required=True, help="Kept with the entry.")
-@click.option("--id", "grant_id", help="Repeat the command with the same id to grant only once.")
-@common
-def account_grant(
-    who: str,
-    amount: str,
-    why: str,
-    grant_id: str | None,
-    as_json: bool,
-    config: Path | None,
-) -> None:
-    """Give WHO credits worth AMOUNT (such as '$5'), out of the house's own pocket."""
-    from gateway.hands import grant
-
-    try:
-        granted = grant(read_settings(config), who, amount, why=why, grant_id=grant_id)
-    except ValueError as error:
-        raise Stop(str(error), USAGE) from None
-    if as_json:
-        put(granted)
-    else:
-        say(f"{granted['outcome']}: {granted['credits']} credits for {who}", fg="green")
+main.add_command(account)
 
 
 @main.command()

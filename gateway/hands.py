@@ -1,4 +1,5 @@
-"""What an operator does to the books from the command line: migrate, verify, export, show, grant.
+"""What an operator does to the books from the command line: migrate, verify, export, show, grant,
+freeze, refund.
 
 Each function opens the configured database, does one thing and closes it. Safe beside running
 gateways: everything goes through the ledger's own verbs.
@@ -7,6 +8,8 @@ gateways: everything goes through the ledger's own verbs.
 from __future__ import annotations
 
 import asyncio
+import getpass
+import os
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
@@ -17,8 +20,13 @@ from gateway.db import Database, Tx
 from gateway.forms import address
 from gateway.ledger import audit, read
 from gateway.migrations import run as migrations
-from gateway.money import format_credits, parse_uint, parse_usd
+from gateway.money import format_credits, format_usd, parse_uint, parse_usd
 from gateway.settings import Settings
+
+
+class Refused(Exception):  # noqa: N818  (the answer is no, and nothing was done)
+    """What was asked for cannot be done; the text says why."""
+
 
 T = TypeVar("T")
 PAGE: Final = 5_000
@@ -34,6 +42,9 @@ EXPORTED: Final[tuple[tuple[str, tuple[str, ...], frozenset[str]], ...]] = (
     ("segment", ("account_id", "from_pos"), frozenset()),
     ("pin", ("hold_id", "lot_id"), frozenset()),
     ("hold", ("id",), frozenset()),
+    ("refund", ("id",), frozenset()),
+    ("refund_part", ("refund_id", "lot_id"), frozenset()),
+    ("operator_action", ("id",), frozenset()),
     ("payment", ("id",), frozenset()),
     ("mint_key", ("network", "ref", "n"), frozenset()),
     ("authorization_use", ("network", "asset", "payer", "nonce"), frozenset({"offer"})),
@@ -182,9 +193,7 @@ def grant(
     units = parse_usd(amount)
     if units == 0:
         raise ValueError("a grant of nothing")
-    reference = grant_id or secrets.token_hex(16)
-    if len(reference) > 128 or not reference.isprintable():
-        raise ValueError("a grant id is at most 128 printable characters")
+    reference = _reference(grant_id)
 
     async def work(db: Database) -> dict[str, Any]:
         async with db.write() as tx:
@@ -226,3 +235,109 @@ def _granted(
         "credits": format_credits(units, settings.credits.per_usd),
         "id": reference,
     }
+
+
+def _reference(given: str | None) -> str:
+    """The id under which something is done once; a fresh one if none was given."""
+    reference = given or secrets.token_hex(16)
+    if len(reference) > 128 or not reference.isprintable():
+        raise ValueError("an id is at most 128 printable characters")
+    return reference
+
+
+def _operator() -> str:
+    """Who runs this command, as the machine knows them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return f"uid {os.getuid()}"
+
+
+def freeze(settings: Settings, who: str, *, frozen: bool, why: str) -> dict[str, Any]:
+    """Stop the spending of an account, or allow it again; who did it and why is kept.
+
+    Calls that run may end. Raises ``ValueError`` for a malformed ``who``, ``Refused`` if there is
+    no such account.
+    """
+
+    async def work(db: Database) -> dict[str, Any]:
+        async with db.write() as tx:
+            account_id = await _known_account(tx, who)
+            step = ledger.FreezeAccount(account_id, frozen, why, _operator())
+            (outcome,) = await ledger.apply(tx, [step], await tx.now_ms())
+        if not isinstance(outcome, ledger.AccountIs):
+            raise ledger.LedgerFault(f"a freeze was answered with {outcome}")
+        return {"account": account_id, "frozen": outcome.frozen, "changed": outcome.changed}
+
+    return _with_database(settings, work)
+
+
+async def _known_account(tx: Tx, who: str) -> int:
+    account_id = await _account_id(tx, who)
+    if account_id is None or await read.account(tx, account_id) is None:
+        raise Refused(f"there is no account of {who}")
+    return account_id
+
+
+def refund(
+    settings: Settings,
+    request_id: str,
+    who: str,
+    *,
+    amount: str | None,
+    why: str,
+    refund_id: str | None,
+) -> dict[str, Any]:
+    """Give back what a call was charged, or ``amount`` dollars of it, once for each ``refund_id``.
+
+    It returns to the credits that paid, with their expiry. Raises ``ValueError`` for a malformed
+    argument, ``Refused`` if there is no such call or less is left of it.
+    """
+    units = None if amount is None else parse_usd(amount)
+    if units == 0:
+        raise ValueError("a refund of nothing")
+    key = _reference(refund_id)
+
+    async def work(db: Database) -> dict[str, Any]:
+        async with db.write() as tx:
+            account_id = await _known_account(tx, who)
+            call = await _charged_call(tx, account_id, request_id, who)
+            step = ledger.Refund(call.id, key, units, why, _operator())
+            (outcome,) = await ledger.apply(tx, [step], await tx.now_ms())
+        return _refunded(settings, outcome, request_id)
+
+    return _with_database(settings, work)
+
+
+async def _charged_call(tx: Tx, account_id: int, request_id: str, who: str) -> ledger.HoldRow:
+    """The one call of this account with this request id that was charged."""
+    calls = await read.holds_of_request(tx, account_id, request_id)
+    if not calls:
+        raise Refused(f"{who} made no call {request_id!r}")
+    charges = [(call, await read.charge_of(tx, call.id)) for call in calls]
+    charged = [call for call, it in charges if it.close is not None and it.close.amount_units]
+    if not charged:
+        raise Refused(f"call {request_id!r} was not charged: {charges[0][1].state}")
+    if len(charged) > 1:  # an id counts for one wallet or key, and an account may have several
+        ids = ", ".join(call.request_id for call in charged)
+        raise Refused(f"{len(charged)} calls go by {request_id!r}; name one by its own id: {ids}")
+    return charged[0]
+
+
+def _refunded(settings: Settings, outcome: ledger.Outcome, request_id: str) -> dict[str, Any]:
+    match outcome:
+        case ledger.Refunded(refund=row) | ledger.RefundedBefore(refund=row):
+            first = isinstance(outcome, ledger.Refunded)
+            return {
+                "outcome": "refunded" if first else "refunded before",
+                "account": row.account_id,
+                "request_id": request_id,
+                "amount_units": row.amount_units,
+                "credits": format_credits(row.amount_units, settings.credits.per_usd),
+                "id": row.key,
+            }
+        case ledger.NotRefundable(left_units=left):
+            raise Refused(f"of this charge {format_usd(left)} is left to refund")
+        case ledger.RefundConflict(refund=row):
+            raise ValueError(f"refund id {row.key!r} was used for another refund")
+    raise ledger.LedgerFault(f"a refund was answered with {outcome}")

@@ -211,6 +211,28 @@ async def close_of(tx: Tx, hold_id: int) -> TransferRow | None:
     return None if row is None else transfer_row(row)
 
 
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What became of a call. ``close`` None: it still runs."""
+
+    close: TransferRow | None
+    refunded_units: int
+
+    @property
+    def state(self) -> str:
+        """pending, charged, not_charged or refunded (in part or whole: see the units)."""
+        if self.close is None:
+            return "pending"
+        if self.refunded_units:
+            return "refunded"
+        return "charged" if self.close.kind == "capture" else "not_charged"
+
+
+async def charge_of(tx: Tx, hold_id: int) -> Charge:
+    """How a call ended, and what was given back of it since."""
+    return Charge(await close_of(tx, hold_id), await refunded_units(tx, hold_id))
+
+
 async def refunded_units(tx: Tx, hold_id: int) -> int:
     """How much of a charge was given back."""
     units: int = await tx.fetchval(

@@ -127,30 +127,28 @@ def charge_headers(node: Node, hold: ledger.HoldRow, charged: int, available: in
     )
 
 
-def receipt_of_call(
-    node: Node, hold: ledger.HoldRow, close: ledger.TransferRow | None
-) -> dict[str, Any]:
-    """A call as its owner may read it: what it was, and what became of it."""
+def receipt_of_call(node: Node, hold: ledger.HoldRow, charge: read.Charge) -> dict[str, Any]:
+    """A call as its owner may read it: what it was, and what became of it.
+
+    ``charged`` is what it cost when it ended; ``refunded``, how much of that was given back.
+    """
     per_usd = node.settings.credits.per_usd
+    close = charge.close
     charged = close.amount_units if close is not None else 0
-    if close is None:
-        state = "pending"
-    elif close.kind == "capture":
-        state = "charged"
-    else:
-        state = "not_charged"
     return {
         "request_id": hold.request_id,
         "route": hold.route,
         "method": hold.method,
         "target": hold.target,
         "run": hold.run,
-        "state": state,
+        "state": charge.state,
         "reason": close.reason if close is not None else None,
         "held": format_credits(hold.max_units, per_usd),
         "held_units": hold.max_units,
         "charged": format_credits(charged, per_usd),
         "charged_units": charged,
+        "refunded": format_credits(charge.refunded_units, per_usd),
+        "refunded_units": charge.refunded_units,
         "started_at_ms": hold.at_ms,
         "ended_at_ms": close.at_ms if close is not None else None,
     }
@@ -179,11 +177,13 @@ async def repeat(
             "outcome_unknown",
             "The gateway stopped during this call. It was not charged; whether the upstream did "
             "the work is not known. To run it again, sign it with a new id.",
-            members={"receipt": receipt_of_call(node, hold, close)},
+            members={"receipt": receipt_of_call(node, hold, read.Charge(close, 0))},
         )
     async with node.db.read() as tx:
         stored = await read.answer_of(tx, hold.id)
         view = await read.account(tx, hold.account_id)
+        told = stored is not None and stored.body is not None
+        charge = read.Charge(close, 0 if told else await read.refunded_units(tx, hold.id))
     headers = [
         *charge_headers(node, hold, 0, view.available_units if view is not None else 0),
         ("Farebox-Replayed", "true"),
@@ -191,7 +191,7 @@ async def repeat(
     ]
     if stored is None or stored.body is None:
         # Too long to keep, or purged: what it was and what it cost is all there is.
-        return json_reply(200, {"receipt": receipt_of_call(node, hold, close)}, headers)
+        return json_reply(200, {"receipt": receipt_of_call(node, hold, charge)}, headers)
     return Reply(stored.status, (*stored.headers, *headers), stored.body)
 
 
@@ -202,7 +202,7 @@ async def receipt_only(node: Node, account_id: int, payment: Payment, receipt: R
         call = None
         if holds:
             last = max(holds, key=lambda hold: hold.at_ms)  # a call may have been run again
-            call = receipt_of_call(node, last, await read.close_of(tx, last.id))
+            call = receipt_of_call(node, last, await read.charge_of(tx, last.id))
     body = {
         "payment": {
             "id": payment.id,

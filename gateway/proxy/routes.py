@@ -22,8 +22,7 @@ async def request_outcome(request: Request) -> Response:
             for hold in await read.holds_of_request(
                 tx, account_id, request.path_params["request_id"]
             ):
-                close = await read.close_of(tx, hold.id)
-                calls.append(receipt_of_call(node, hold, close))
+                calls.append(receipt_of_call(node, hold, await read.charge_of(tx, hold.id)))
     if not calls:
         raise Problem("not_found", "No call of this account has this request id.")
     return answer(200, {**calls[0], "calls": calls})

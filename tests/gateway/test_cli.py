@@ -203,6 +203,80 @@ def test_grant_show_verify_export(farebox: Farebox, configured: Path, db_url: st
     assert {"account", "wallet", "transfer", "lot", "mint_key"} <= {row["row"] for row in rows}
 
 
+def _charged_calls(url: str, *names: str) -> None:
+    """Calls of the wallet, each charged a cent."""
+    import asyncio
+
+    from gateway.accounts import wallets
+    from gateway.db import Database
+    from gateway.ledger import Call, Close, Guard, Held, Hold, apply
+
+    async def work() -> None:
+        db = await Database.connect(url)
+        async with db.write() as tx:
+            account = await wallets.find(tx, WALLET)
+            assert account is not None
+            for name in names:
+                # An alias counts for one principal: here two of the account's use the same.
+                guard = Guard(f"{WALLET}{name}", "erc8128", name, "shared")
+                now_ms = await tx.now_ms()
+                call = Call("GET /paid", "GET", "/paid")
+                step = Hold(account, guard, b"", 10_000, 60_000, call)
+                (held,) = await apply(tx, [step], now_ms)
+                assert isinstance(held, Held)
+                await apply(tx, [Close(held.hold, 10_000)], now_ms)
+        await db.close()
+
+    asyncio.run(work())
+
+
+def test_freeze_and_refund(farebox: Farebox, configured: Path, db_url: str) -> None:
+    configured.write_text(f'[server]\ndatabase = "{db_url}"\n' + CONFIG, encoding="utf-8")
+    assert farebox("account", "grant", WALLET, "$5", "--why", "x").returncode == 0
+    _charged_calls(db_url, "first", "second")
+
+    freeze = ("account", "freeze", WALLET, "--why", "an inquiry", "--json")
+    assert [json.loads(farebox(*freeze).stdout)["changed"] for _ in range(2)] == [True, False]
+    assert json.loads(farebox("account", "show", WALLET, "--json").stdout)["frozen"] is True
+    thaw = farebox("account", "unfreeze", WALLET, "--why", "cleared")
+    assert (thaw.returncode, thaw.stdout.strip()) == (0, f"{WALLET} can spend")
+
+    refund = ("account", "refund", "first", "--wallet", WALLET, "--why", "it was wrong")
+    part = (*refund, "--amount", "$0.004", "--id", "one", "--json")
+    first, again = (json.loads(farebox(*part).stdout) for _ in range(2))
+    assert (first["outcome"], first["amount_units"]) == ("refunded", 4_000)
+    assert again == {**first, "outcome": "refunded before"}
+    for arguments, code, text in (
+        ((*refund, "--amount", "$0.007"), 1, "$0.006 is left"),
+        ((*refund, "--id", "one"), 2, "was used for another refund"),
+        ((*refund, "--amount", "$0"), 2, "a refund of nothing"),
+        ((*refund, "--amount", "much"), 2, "not a dollar amount"),
+        (("account", "refund", "third", "--wallet", WALLET, "--why", "x"), 1, "made no call"),
+        (("account", "refund", "shared", "--wallet", WALLET, "--why", "x"), 1, "2 calls go by"),
+        (("account", "refund", "first", "--wallet", "0x12", "--why", "x"), 2, "an address"),
+        (("account", "freeze", "0x" + "ef" * 20, "--why", "x"), 1, "there is no account"),
+        (("account", "unfreeze", WALLET), 2, "--why"),
+    ):
+        done = farebox(*arguments)
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+    assert farebox(*refund).returncode == 0
+    assert "refund" in farebox(*refund).stderr  # nothing is left
+    assert json.loads(farebox("account", "show", WALLET, "--json").stdout)["available_units"] == (
+        5_000_000 - 10_000
+    )
+
+    rows = [json.loads(line) for line in farebox("ledger", "export").stdout.splitlines()]
+    actions = [row for row in rows if row["row"] == "operator_action"]
+    assert [(row["action"], row["reason"]) for row in sorted(actions, key=lambda r: r["id"])] == [
+        ("freeze", "an inquiry"),
+        ("unfreeze", "cleared"),
+        ("refund", "it was wrong"),
+        ("refund", "it was wrong"),
+    ]
+    assert all(row["by"] for row in actions)
+    assert farebox("ledger", "verify").returncode == 0
+
+
 def test_verify_names_what_is_broken(farebox: Farebox, configured: Path, sqlite_url: str) -> None:
     configured.write_text(f'[server]\ndatabase = "{sqlite_url}"\n' + CONFIG, encoding="utf-8")
     assert farebox("account", "grant", WALLET, "$5", "--why", "x").returncode == 0
