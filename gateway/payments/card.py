@@ -5,7 +5,9 @@
     look      asks Stripe about a payment whose message may have been lost
 
 What a payment should be is folded from the set of facts Stripe has told, whatever their order
-(``stripe_facts.py``); the mint's key is the payment intent, so it is minted once.
+(``stripe_facts.py``); the mint's key is the payment intent, so it is minted once. Refunds and
+disputes then move the lot it became: what was taken back is reversed, what is in dispute is
+frozen, and both are undone when Stripe says so.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from dataclasses import dataclass, replace
 from chain.eth import checksum
 from gateway import ledger
 from gateway.accounts import wallets
-from gateway.db import Database, Tx, transact
+from gateway.db import Database, Tx, WriteConflict, transact
 from gateway.errors import Problem
+from gateway.ledger import read
 from gateway.money import format_credits, format_usd
 from gateway.observe import log
 from gateway.payments import journal, stripe, stripe_facts
@@ -130,7 +133,14 @@ async def webhook(cards: Cards, payload: bytes, signature: str | None) -> str:
 async def _take(tx: Tx, cards: Cards, event: Event) -> str:
     now_ms = await tx.now_ms()
     known = stripe_facts.facts(event)
+    intent = next((fact.payment_intent for fact in known if fact.payment_intent), None)
     payment_id = await _payment_of(tx, known)
+    if payment_id is None and intent is not None:
+        # Whoever mints for this money right now does not see this event, nor we that mint: one of
+        # the two waits for the other, and looks again.
+        await _claim_intent(tx, intent)
+        if await _payment_of(tx, known) is not None:
+            raise WriteConflict("the payment of this event was minted meanwhile")
     stored = await tx.execute(
         "INSERT INTO provider_event (provider, event_id, kind, payment_id, intent, facts, at_ms)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (provider, event_id) DO NOTHING",
@@ -138,7 +148,7 @@ async def _take(tx: Tx, cards: Cards, event: Event) -> str:
         event.id,
         event.type,
         payment_id,
-        next((fact.payment_intent for fact in known if fact.payment_intent), None),
+        intent,
         json.dumps([fact.dump() for fact in known]),
         now_ms,
     )
@@ -148,6 +158,15 @@ async def _take(tx: Tx, cards: Cards, event: Event) -> str:
         return "not ours"
     await settle(tx, cards, payment_id, (), now_ms)
     return "applied"
+
+
+async def _claim_intent(tx: Tx, intent: str) -> None:
+    """Until this transaction ends, nobody else looks at what is known of this money.
+
+    PostgreSQL: a lock by name, taken before the look. SQLite's write lock is ours already.
+    """
+    if tx.dialect == "postgres":
+        await tx.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", intent)
 
 
 async def _payment_of(tx: Tx, known: Sequence[Fact]) -> str | None:
@@ -185,21 +204,17 @@ async def settle(
     picture = stripe_facts.fold(known, _expected(cards, payment))
     if picture.payment_intent is not None:
         # Refunds and disputes name only the money, and may have come before it.
+        await _claim_intent(tx, picture.payment_intent)
         known += await _facts_of_intent(tx, picture.payment_intent)
         picture = stripe_facts.fold(known, _expected(cards, payment))
     if picture.notes:
         log.warning("card payment %s: %s", payment_id, ", ".join(picture.notes))
     lot_id = payment.lot_id
-    if lot_id is None and picture.paid_units > picture.reversed_units:
+    if lot_id is None and picture.paid_units:
+        # In full, also when some of it went back before: so an undone refund finds its credits.
         lot_id = await _mint(tx, payment, picture, now_ms)
-    elif lot_id is not None and (picture.reversed_units or picture.frozen):
-        log.error(
-            "card payment %s: %s of %s were taken back after they had become credits; "
-            "freeze or settle the account by hand",
-            payment_id,
-            format_usd(picture.reversed_units),
-            format_usd(picture.paid_units),
-        )
+    if lot_id is not None:
+        await _claim(tx, payment, lot_id, picture, now_ms)
     if (picture.state, lot_id) != (payment.state, payment.lot_id):
         await tx.execute(
             "UPDATE payment SET state = $2, lot_id = $3, error_code = $4, updated_at_ms = $5"
@@ -242,7 +257,7 @@ async def _mint(tx: Tx, payment: Payment, picture: Picture, now_ms: int) -> int:
     account_id = await wallets.ensure(tx, payment.recipient or "", now_ms, payment.recipient_chain)
     mint = ledger.Mint(
         account_id=account_id,
-        amount_units=picture.paid_units - picture.reversed_units,
+        amount_units=picture.paid_units,
         network=PROVIDER,
         ref=picture.payment_intent or "",
         n=0,
@@ -254,6 +269,40 @@ async def _mint(tx: Tx, payment: Payment, picture: Picture, now_ms: int) -> int:
     if not isinstance(outcome, (ledger.Minted, ledger.MintedBefore)):
         raise ledger.LedgerFault(f"payment {payment.id}: a mint was answered with {outcome}")
     return outcome.lot_id
+
+
+async def _claim(tx: Tx, payment: Payment, lot_id: int, picture: Picture, now_ms: int) -> None:
+    """Make the lot what the picture says: so much of it reversed, the rest frozen or free.
+
+    A dispute begins before and ends after its money moves, so that what changes hands stays away
+    from the account. Says nothing new: changes nothing.
+    """
+    minted = await read.minted_units(tx, lot_id)
+    back = ledger.Reverse(lot_id, min(picture.reversed_units, minted or 0), _why(picture))
+    steps: list[ledger.Step] = [back, ledger.Unfreeze(lot_id, "the dispute has ended")]
+    if picture.frozen:
+        steps = [ledger.Freeze(lot_id, "the payment is disputed"), back]
+    outcomes = await ledger.apply(tx, steps, now_ms)
+    last = outcomes[-1]
+    if not isinstance(last, ledger.LotIs):
+        raise ledger.LedgerFault(f"payment {payment.id}: a claim was answered with {last}")
+    if any(isinstance(outcome, ledger.LotIs) and outcome.changed for outcome in outcomes):
+        log.warning(
+            "card payment %s, lot %s: %s of %s taken back%s; the account can spend %s and owes %s",
+            payment.id,
+            lot_id,
+            format_usd(picture.reversed_units),
+            format_usd(picture.paid_units),
+            ", in dispute" if picture.frozen else "",
+            format_usd(last.balance.available_units),
+            format_usd(last.debt_units),
+        )
+
+
+def _why(picture: Picture) -> str:
+    if picture.state == "disputed":
+        return "the dispute of the payment"
+    return "the payment was refunded" if picture.reversed_units else "the money stayed after all"
 
 
 async def look(cards: Cards, payment: Payment) -> str:
