@@ -89,6 +89,16 @@ def _check_digest(
         raise auth_problem(node, request.method, target, error) from None
 
 
+def number_of(request: Request, name: str, default: int, *, most: int) -> int:
+    """A whole number of the query, from 1 to ``most``. Raises ``Problem("invalid_request")``."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 19 or not 1 <= int(text) <= most:
+        raise Problem("invalid_request", f"{name} is a number from 1 to {most}.")
+    return int(text)
+
+
 def amount(node: Node, name: str, units: int) -> dict[str, Any]:
     """An amount as every object shows it: credits as text, and the exact units."""
     return {

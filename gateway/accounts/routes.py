@@ -9,11 +9,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import ledger
-from gateway.errors import Problem
 from gateway.ledger import read
 from gateway.money import format_usd
 from gateway.node import Node
-from gateway.own import amount, answer, body_of, bound_caller, node_of
+from gateway.own import amount, answer, body_of, bound_caller, node_of, number_of
 
 _RECENT = 5
 _PAGE = 100
@@ -90,8 +89,8 @@ async def transactions(request: Request) -> Response:
     """The statement, newest first; ``?cursor=`` goes on behind the last line seen."""
     node = node_of(request)
     _, account_id = await bound_caller(request, await body_of(request))
-    limit = _number(request, "limit", _PAGE, most=1_000)
-    cursor = _number(request, "cursor", 0, most=2**62)
+    limit = number_of(request, "limit", _PAGE, most=1_000)
+    cursor = number_of(request, "cursor", 0, most=2**62)
     lines: Any = ()
     if account_id is not None:
         async with node.db.read() as tx:
@@ -104,15 +103,6 @@ async def transactions(request: Request) -> Response:
             "next_cursor": lines[-1].id if more else None,
         },
     )
-
-
-def _number(request: Request, name: str, default: int, *, most: int) -> int:
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or len(text) > 19 or not 1 <= int(text) <= most:
-        raise Problem("invalid_request", f"{name} is a number from 1 to {most}.")
-    return int(text)
 
 
 async def lots(request: Request) -> Response:

@@ -94,6 +94,15 @@ hold = sa.Table(
     # In this order: clients that put time first insert sequentially (ledger figures).
     sa.UniqueConstraint("request_id", "principal", "scheme", "account_id"),
     sa.CheckConstraint("max_units >= 0", name="max_units"),
+    # Only calls of a run stand in it: the others do not pay for it.
+    sa.Index(
+        "ix_hold_run",
+        "account_id",
+        "run",
+        "id",
+        sqlite_where=sa.text("run IS NOT NULL"),
+        postgresql_where=sa.text("run IS NOT NULL"),
+    ),
 )
 
 open_hold = sa.Table(

@@ -151,6 +151,7 @@ def receipt_of_call(node: Node, hold: ledger.HoldRow, charge: read.Charge) -> di
         "refunded_units": charge.refunded_units,
         "started_at_ms": hold.at_ms,
         "ended_at_ms": close.at_ms if close is not None else None,
+        "duration_ms": close.at_ms - hold.at_ms if close is not None else None,
     }
 
 

@@ -1,31 +1,150 @@
-"""What became of a request, for the wallet that made it."""
+"""What became of requests, for the wallet that made them: one, all of them, those of a run."""
 
 from __future__ import annotations
+
+import csv
+import io
+from typing import Any, Final
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.errors import Problem
-from gateway.ledger import read
-from gateway.own import answer, body_of, bound_caller, node_of
+from gateway.errors import NextAction, Problem
+from gateway.ledger import activity, read
+from gateway.node import Node
+from gateway.own import amount, answer, body_of, bound_caller, node_of, number_of
 from gateway.proxy.replies import receipt_of_call
+from gateway.proxy.runs import NAME
+
+_PAGE: Final = 100
+_MOST: Final = 1_000
+_LIST: Final = "/farebox/v1/requests"
+COLUMNS: Final = (
+    "request_id",
+    "run",
+    "route",
+    "method",
+    "target",
+    "state",
+    "reason",
+    "held",
+    "held_units",
+    "charged",
+    "charged_units",
+    "refunded",
+    "refunded_units",
+    "started_at_ms",
+    "ended_at_ms",
+    "duration_ms",
+)
+"""The columns of the CSV form: the members of each call, in this order."""
 
 
 async def request_outcome(request: Request) -> Response:
-    """``GET v1/requests/{id}``: every call of the signing wallet's account with this id."""
+    """``GET v1/requests/{id}``: every call of the signing wallet's account with this id or
+    Idempotency-Key, the newest first. A call that was run again is there with all its runs."""
     node = node_of(request)
     _, account_id = await bound_caller(request, await body_of(request))
-    calls = []
+    asked = request.path_params["request_id"]
+    calls: list[dict[str, Any]] = []
     if account_id is not None:
         async with node.db.read() as tx:
-            for hold in await read.holds_of_request(
-                tx, account_id, request.path_params["request_id"]
-            ):
+            found = {hold.id: hold for hold in await read.holds_of_request(tx, account_id, asked)}
+            # Found by an alias: only its first run has one.
+            for other in {hold.request_id for hold in found.values()} - {asked}:
+                runs = await read.holds_of_request(tx, account_id, other)
+                found |= {hold.id: hold for hold in runs}
+            for hold in sorted(found.values(), key=lambda hold: (-hold.at_ms, -hold.id)):
                 calls.append(receipt_of_call(node, hold, await read.charge_of(tx, hold.id)))
     if not calls:
-        raise Problem("not_found", "No call of this account has this request id.")
+        raise _nothing(node, "No call of this account has this request id.")
     return answer(200, {**calls[0], "calls": calls})
 
 
-ROUTES = [Route("/farebox/v1/requests/{request_id}", request_outcome, methods=["GET"])]
+async def requests(request: Request) -> Response:
+    """``GET v1/requests``: the account's calls, or with ``?run=`` those of a run, newest first.
+
+    ``limit`` and ``cursor`` page; ``format=csv`` gives the same rows as a table, the next page in
+    ``Link``.
+    """
+    node = node_of(request)
+    _, account_id = await bound_caller(request, await body_of(request))
+    run = request.query_params.get("run")
+    limit = number_of(request, "limit", _PAGE, most=_MOST)
+    cursor = number_of(request, "cursor", 0, most=2**62) or None
+    form = request.query_params.get("format", "json")
+    if run is not None and not NAME.fullmatch(run):
+        raise Problem("invalid_request", "run is not the name of a run.")
+    if form not in ("json", "csv"):
+        raise Problem("invalid_request", "format is json or csv.")
+    page = activity.Page((), None)
+    if account_id is not None:
+        async with node.db.read() as tx:
+            if run is None:
+                page = await activity.calls(tx, account_id, limit, cursor)
+            else:
+                page = await activity.calls_of_run(tx, account_id, run, limit, cursor)
+    rows = [receipt_of_call(node, call.hold, call.charge) for call in page.calls]
+    if form == "csv":
+        return _table(node, request, rows, page.next_cursor)
+    return answer(200, {"requests": rows, "next_cursor": page.next_cursor})
+
+
+def _table(
+    node: Node, request: Request, rows: list[dict[str, Any]], next_cursor: int | None
+) -> Response:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\r\n")  # RFC 4180
+    writer.writeheader()
+    writer.writerows(rows)
+    headers = {"Cache-Control": "no-store", "Content-Disposition": "attachment"}
+    if next_cursor is not None:
+        query = urlencode(dict(request.query_params) | {"cursor": str(next_cursor)})
+        url = f"{node.settings.server.public_url}{_LIST}?{query}"
+        headers["Link"] = f'<{url}>; rel="next"'
+    return Response(out.getvalue(), 200, headers, "text/csv")
+
+
+async def run_total(request: Request) -> Response:
+    """``GET v1/runs/{run}``: how many calls it has, how they ended, and what they came to."""
+    node = node_of(request)
+    _, account_id = await bound_caller(request, await body_of(request))
+    run = request.path_params["run"]
+    found = None
+    if account_id is not None:
+        async with node.db.read() as tx:
+            found = await activity.run_sum(tx, account_id, run)
+    if found is None:
+        raise _nothing(node, "No call of this account belongs to this run.")
+    return answer(
+        200,
+        {
+            "run": run,
+            "calls": found.calls,
+            "calls_charged": found.charged,
+            "calls_not_charged": found.not_charged,
+            "calls_pending": found.pending,
+            **amount(node, "total", found.charged_units - found.refunded_units),
+            **amount(node, "charged", found.charged_units),
+            **amount(node, "refunded", found.refunded_units),
+            **amount(node, "held", found.held_units),
+            "first_at_ms": found.first_at_ms,
+            "last_at_ms": found.last_at_ms,
+        },
+    )
+
+
+def _nothing(node: Node, words: str) -> Problem:
+    url = node.settings.server.public_url + _LIST
+    send = "nothing, signed by the wallet that made the call: the calls of its account"
+    return Problem("not_found", words, next_actions=[NextAction("GET", url, send)])
+
+
+ROUTES = [
+    Route(_LIST, requests, methods=["GET"]),
+    # A request id is the client's own, and may hold a slash.
+    Route(_LIST + "/{request_id:path}", request_outcome, methods=["GET"]),
+    Route("/farebox/v1/runs/{run}", run_total, methods=["GET"]),
+]
