@@ -7,6 +7,7 @@ Reaches everything the configuration names, changes nothing. Each finding is ``o
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,20 +208,33 @@ async def _redis(settings: Settings) -> Finding:
     return Finding("redis", "ok", "answers; limits are shared")
 
 
+_LIBRARIES: Final = "libraries"
+
+
+def library_that_fails_to_load() -> Finding | None:
+    """A native library that is missing or broken; None if all are there."""
+    try:
+        importlib.import_module("chain.second_opinion")
+    except ImportError as error:
+        return _broken_library(f"a library cannot be loaded: {error}")
+    return None
+
+
+def _broken_library(fault: str) -> Finding:
+    advice = "Install Farebox anew, and serve nothing from this one"
+    return Finding(_LIBRARIES, "fail", f"{fault}. {advice}")
+
+
 def _libraries(settings: Settings) -> Finding:
     """Whether hashes, signatures and transactions come out as web3 and eth_account make them."""
-    name = "libraries"
-    try:
-        from chain.second_opinion import library_fault
+    from chain.second_opinion import library_fault
 
-        fault = library_fault(
-            [(c.network, asset) for c in settings.chains for asset in c.network.assets]
-        )
-    except ImportError as error:
-        fault = f"a library cannot be loaded: {error}"
-    if fault is None:
-        return Finding(name, "ok", "hashes and signatures are those of web3 and eth_account")
-    return Finding(name, "fail", f"{fault}. Install Farebox anew, and serve nothing from this one")
+    fault = library_fault(
+        [(c.network, asset) for c in settings.chains for asset in c.network.assets]
+    )
+    if fault is not None:
+        return _broken_library(fault)
+    return Finding(_LIBRARIES, "ok", "hashes and signatures are those of web3 and eth_account")
 
 
 async def _chain(chain: Chain) -> AsyncIterator[Finding]:

@@ -144,9 +144,11 @@ def check(target: str | None, as_json: bool, config: Path | None) -> None:
 
     TARGET, such as "GET /v1/forecast/oslo", also shows the route and price of that request.
     """
-    from gateway.check import run
+    from gateway.check import library_that_fails_to_load, run
 
-    findings = run(read_settings(config), target)
+    # First: reading prices and routes already needs the hash library.
+    broken = library_that_fails_to_load()
+    findings = [broken] if broken is not None else run(read_settings(config), target)
     for finding in findings:
         if as_json:
             put(finding.members())

@@ -15,6 +15,7 @@ from gateway.ledger import read
 from gateway.node import Node, unavailable
 from gateway.own import amount, answer, body_of, caller_of, node_of, object_of
 from gateway.payments import card, challenge, journal, offers, purchase, x402
+from gateway.payments.order import CameWith
 from gateway.payments.rails import content_hash
 from gateway.payments.wire import Presented
 from gateway.proxy import replies
@@ -54,7 +55,7 @@ async def buy(request: Request) -> Response:
         )
     # What was asked for, not its spelling: a repeat may order its members differently.
     content = content_hash(b"credits/purchase", str(units).encode(), payer.encode())
-    came = x402.CameWith(asked, offers.CREDITS, content, units)
+    came = CameWith(asked, offers.CREDITS, content, units)
     try:
         paid = await x402.pay(node.rails, caller.presented, came)
     except Problem as refusal:

@@ -13,13 +13,12 @@ to pay again for something whose outcome is not known.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from chain import sender, transfers
 from chain.errors import ChainError, Rejected, Unavailable, Unknown
-from chain.networks import Asset
 from chain.rpc import Rpc
 from chain.schemes import eip3009
 from gateway import ledger
@@ -29,9 +28,10 @@ from gateway.errors import Problem
 from gateway.ledger import read
 from gateway.payments import journal, offers, recover
 from gateway.payments.journal import AuthKey, Claim, Payment
+from gateway.payments.order import CameWith, Order, asset_of, order_of
 from gateway.payments.rails import Rails, by_authorization, refused
 from gateway.payments.wire import Presented
-from gateway.settings import Chain, Settings
+from gateway.settings import Settings
 from wallet_auth.keys import address_of, private_key
 
 # Longer than any request waits, so that a live one is never overtaken by the background loop.
@@ -39,37 +39,6 @@ LEASE_MARGIN_MS: Final = 10_000
 USED: Final = "invalid_transaction_state"  # what a used authorization is refused with, among others
 MakeHold = Callable[[int, int], ledger.Hold]
 """``(account_id, price_units) -> Hold``: the hold of the call that a payment came with."""
-
-
-@dataclass(frozen=True, slots=True)
-class CameWith:
-    """The request a payment came with. ``purpose``: what its route sells, a call or credits.
-
-    ``content`` identifies it: the same authorization with other content is a conflict.
-    ``amount_units`` is what the request itself says is bought; None: any offer for it will do.
-    """
-
-    asked: offers.Asked
-    purpose: str
-    content: bytes
-    amount_units: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A payment that was checked against our own terms, and what it is for."""
-
-    chain: Chain
-    asset: Asset
-    auth: eip3009.Authorization
-    purpose: str
-    price_units: int
-    content: bytes
-    offer: bytes | None
-
-    @property
-    def key(self) -> AuthKey:
-        return AuthKey(self.chain.caip2, self.asset.address, self.auth.from_, self.auth.nonce)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +62,7 @@ async def pay(
     Raises ``Problem`` for a payment that was refused before anything was sent.
     """
     chain = rails.chain_of(presented)
-    asset = _asset(chain, presented)
+    asset = asset_of(chain, presented)
     auth = presented.authorization
     key = AuthKey(chain.caip2, asset.address, auth.from_, auth.nonce)
     while True:
@@ -106,7 +75,7 @@ async def pay(
             # claimed anything and this one asks for itself.
             await asyncio.shield(running)
             continue
-        order = _order(rails, presented, came, await _now_s(rails.db))
+        order = order_of(rails, presented, came, await _now_s(rails.db))
         if came.purpose == offers.CALL:
             await _not_frozen(rails.db, auth.from_)
         if key in rails.settling:
@@ -121,18 +90,6 @@ async def pay(
             return first
 
 
-def _asset(chain: Chain, presented: Presented) -> Asset:
-    if presented.asset is None:
-        return chain.network.usdc
-    asset = chain.network.asset(presented.asset)
-    if asset is None:
-        raise Problem(
-            "invalid_payment_requirements",
-            f"The token {presented.asset[:42]} is not accepted on {chain.name}.",
-        )
-    return asset
-
-
 async def _not_frozen(db: Database, payer: str) -> None:
     """Take no money for a call that cannot run."""
     async with db.read() as tx:
@@ -145,90 +102,6 @@ async def _not_frozen(db: Database, payer: str) -> None:
 async def _now_s(db: Database) -> int:
     async with db.read() as tx:
         return await tx.now_ms() // 1000
-
-
-def _order(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> Order:
-    """Hold a payment against our own terms. Nothing of what the payer echoed is trusted."""
-    chain = rails.chain_of(presented)
-    auth = presented.authorization
-    opened = None
-    if presented.offer is not None:
-        opened = offers.unseal(
-            rails.keys, presented.offer, came.asked, _candidates(chain, presented), now_s
-        )
-        terms = opened.terms
-    else:
-        terms = _matching(rails.settings, chain, presented, came)
-    if came.amount_units not in (None, terms.amount_units):
-        raise Problem(
-            "invalid_exact_evm_payload_authorization_value_mismatch",
-            f"The request asks for {came.amount_units} units and pays {terms.amount_units}.",
-        )
-    try:
-        eip3009.check(auth, pay_to=terms.pay_to, amount_units=terms.amount_units, now_s=now_s)
-    except Rejected as error:
-        raise refused(error) from None
-    return Order(
-        chain=chain,
-        asset=_asset(chain, presented),
-        auth=auth,
-        purpose=terms.purpose,
-        # The price of the offer holds, and nobody pays more than the price now: a ceiling that was
-        # signed for this request has been held against that one.
-        price_units=min(opened.price_units, came.asked.price_units)
-        if opened is not None
-        else came.asked.price_units,
-        content=came.content,
-        offer=opened.digest if opened is not None else None,
-    )
-
-
-def _candidates(chain: Chain, presented: Presented) -> list[offers.Terms]:
-    """The terms that the echoed offer can stand for: ours in every part but the amount, which
-    the token's MAC covers."""
-    amount = presented.amount or ""
-    if (
-        not amount.isascii()
-        or not amount.isdigit()
-        or len(amount) > 16
-        or amount != str(int(amount))
-    ):
-        raise Problem("invalid_payload", "accepted.amount is not a string of decimal digits.")
-    if presented.pay_to != chain.pay_to:
-        raise Problem(
-            "invalid_exact_evm_payload_recipient_mismatch", "The offer pays somebody else."
-        )
-    return [
-        offers.Terms(
-            chain,
-            _asset(chain, presented).address,
-            chain.pay_to,
-            int(amount),
-            purpose,
-            presented.timeout_s or 0,
-        )
-        for purpose in (offers.CALL, offers.CREDITS)
-    ]
-
-
-def _matching(
-    settings: Settings, chain: Chain, presented: Presented, came: CameWith
-) -> offers.Terms:
-    """Without a token (x402 v1): the amount must be one that is on offer for this request now."""
-    if came.purpose == offers.CREDITS:
-        on_offer: Sequence[offers.Terms] = offers.terms_for_credits(
-            settings, presented.authorization.value_units
-        )
-    else:
-        on_offer = offers.terms_for_call(settings, came.asked.price_units, came.asked.price_units)
-    mine = [terms for terms in on_offer if terms.chain.caip2 == chain.caip2]
-    for terms in mine:
-        if terms.amount_units == presented.authorization.value_units:
-            return terms
-    raise Problem(
-        "invalid_exact_evm_payload_authorization_value_mismatch",
-        f"The payment is for {presented.authorization.value_units} units, which is not on offer.",
-    )
 
 
 async def _join(rails: Rails, key: AuthKey, content: bytes, offer: str | None) -> Paid | None:

@@ -22,6 +22,7 @@ from gateway.limits import Client
 from gateway.money import format_usd, parse_usd
 from gateway.node import Node, unavailable
 from gateway.payments import challenge, offers, x402
+from gateway.payments.order import CameWith
 from gateway.payments.rails import content_hash
 from gateway.payments.wire import Presented
 from gateway.pricing.quote import PriceRequest, Quote, quote
@@ -244,7 +245,7 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
         raise ledger.LedgerFault("no payment to take")
     payer = await node.account_of(presented.authorization.from_, "")
     refuse_uncharged(node, payer, request.client)  # before anybody's money moves
-    came = x402.CameWith(_asked(request, price), offers.CALL, content)
+    came = CameWith(_asked(request, price), offers.CALL, content)
     try:
         paid = await x402.pay(node.rails, presented, came, hold)
     except Problem as refusal:

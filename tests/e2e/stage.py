@@ -258,6 +258,11 @@ routes = {self.routes}
         with ThreadPoolExecutor(1) as pool:  # it brings a loop of its own
             return pool.submit(hands.verify, self.settings()).result()
 
+    def freeze(self, wallet: str) -> None:
+        """``farebox account freeze``, beside the running gateway."""
+        with ThreadPoolExecutor(1) as pool:  # as above
+            pool.submit(hands.freeze, self.settings(), wallet, frozen=True, why="a test").result()
+
     def rows(self, sql: str, *params: Any) -> list[dict[str, Any]]:
         """Look into the database."""
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import sqlite3
 import time
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 
-from gateway.db import sqlite_path
 from tests.e2e.stage import CHEAP_UNITS, PRICE_UNITS, ROUTES, Api, Gateway
 from tests.e2e.wallet import Wallet, buy, decode, encode, offers, outcome, problem
 
@@ -264,9 +261,7 @@ async def test_a_frozen_account_is_not_taken_money_for_a_call(
     async with gateway.client() as http:
         await buy(http, wallet)
         paid = await first(http, wallet, target)
-        with contextlib.closing(sqlite3.connect(sqlite_path(gateway.database))) as books:
-            books.execute("UPDATE account SET frozen = 1, ver = ver + 1 WHERE id >= 1000")
-            books.commit()
+        gateway.freeze(wallet.address)
         sent = gateway.sent()
         fresh = {"PAYMENT-SIGNATURE": wallet.pay(offers(await http.get(target))[0])}
         problem(await http.get(target, headers=fresh), "account_frozen")

@@ -92,7 +92,7 @@ async def test_a_failed_call_is_stored_and_not_run_again(
     assert again.content == first.content
     assert again.headers["farebox-replayed"] == "true"
     assert api.calls("/500") == before + 1
-    assert gateway.transfers(wallet.address)[1:] == [("void", 0, "upstream_error")]
+    assert gateway.transfers(wallet.address)[1:] == [("void", 0, "upstream_status_500")]
     assert gateway.balance(wallet.address) == (PRICE_UNITS, 0)
 
 

@@ -118,19 +118,20 @@ async def test_random_histories_are_as_the_model_says(
     assert sum(run.swept for run in runs) > 5
 
 
-@pytest.mark.skipif(not SOAK_S, reason="the long form: set TEST_SOAK_S")
-@pytest.mark.timeout(SOAK_S + 300)
-async def test_random_histories_for_long(
-    dialect: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    clock = Clock()
-    clock.install(monkeypatch)
-    end, runs, steps = time.monotonic() + SOAK_S, 0, 0
-    while time.monotonic() < end:
-        async with fresh(dialect, tmp_path) as db:
-            for _ in range(50):  # the audits read everything: not too much in one database
-                steps += (await check(db, clock, secrets.randbits(40), tmp_path)).steps
-                runs += 1
-                if time.monotonic() > end:
-                    break
-    servers.note(f"{dialect} histories", f"{runs} with {steps} steps")
+if SOAK_S:  # the long form; TEST_SOAK_S is how many seconds for each database
+
+    @pytest.mark.timeout(SOAK_S + 300)
+    async def test_random_histories_for_long(
+        dialect: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        clock = Clock()
+        clock.install(monkeypatch)
+        end, runs, steps = time.monotonic() + SOAK_S, 0, 0
+        while time.monotonic() < end:
+            async with fresh(dialect, tmp_path) as db:
+                for _ in range(50):  # the audits read everything: not too much in one database
+                    steps += (await check(db, clock, secrets.randbits(40), tmp_path)).steps
+                    runs += 1
+                    if time.monotonic() > end:
+                        break
+        servers.note(f"{dialect} histories", f"{runs} with {steps} steps")

@@ -1,0 +1,143 @@
+"""A presented payment held against our own terms. Nothing of what the payer echoed is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chain.errors import Rejected
+from chain.networks import Asset
+from chain.schemes import eip3009
+from gateway.errors import Problem
+from gateway.payments import offers
+from gateway.payments.journal import AuthKey
+from gateway.payments.rails import Rails, refused
+from gateway.payments.wire import Presented
+from gateway.settings import Chain, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class CameWith:
+    """The request a payment came with. ``purpose``: what its route sells, a call or credits.
+
+    ``content`` identifies it: the same authorization with other content is a conflict.
+    ``amount_units`` is what the request itself says is bought; None: any offer for it will do.
+    """
+
+    asked: offers.Asked
+    purpose: str
+    content: bytes
+    amount_units: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A payment that was checked against our own terms, and what it is for."""
+
+    chain: Chain
+    asset: Asset
+    auth: eip3009.Authorization
+    purpose: str
+    price_units: int
+    content: bytes
+    offer: bytes | None
+
+    @property
+    def key(self) -> AuthKey:
+        return AuthKey(self.chain.caip2, self.asset.address, self.auth.from_, self.auth.nonce)
+
+
+def asset_of(chain: Chain, presented: Presented) -> Asset:
+    if presented.asset is None:
+        return chain.network.usdc
+    asset = chain.network.asset(presented.asset)
+    if asset is None:
+        raise Problem(
+            "invalid_payment_requirements",
+            f"The token {presented.asset[:42]} is not accepted on {chain.name}.",
+        )
+    return asset
+
+
+def order_of(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> Order:
+    """Hold a payment against our own terms. Nothing of what the payer echoed is trusted."""
+    chain = rails.chain_of(presented)
+    auth = presented.authorization
+    opened = None
+    if presented.offer is not None:
+        opened = offers.unseal(
+            rails.keys, presented.offer, came.asked, _candidates(chain, presented), now_s
+        )
+        terms = opened.terms
+    else:
+        terms = _matching(rails.settings, chain, presented, came)
+    if came.amount_units not in (None, terms.amount_units):
+        raise Problem(
+            "invalid_exact_evm_payload_authorization_value_mismatch",
+            f"The request asks for {came.amount_units} units and pays {terms.amount_units}.",
+        )
+    try:
+        eip3009.check(auth, pay_to=terms.pay_to, amount_units=terms.amount_units, now_s=now_s)
+    except Rejected as error:
+        raise refused(error) from None
+    return Order(
+        chain=chain,
+        asset=asset_of(chain, presented),
+        auth=auth,
+        purpose=terms.purpose,
+        # The price of the offer holds, and nobody pays more than the price now: a ceiling that was
+        # signed for this request has been held against that one.
+        price_units=min(opened.price_units, came.asked.price_units)
+        if opened is not None
+        else came.asked.price_units,
+        content=came.content,
+        offer=opened.digest if opened is not None else None,
+    )
+
+
+def _candidates(chain: Chain, presented: Presented) -> list[offers.Terms]:
+    """The terms that the echoed offer can stand for: ours in every part but the amount, which
+    the token's MAC covers."""
+    amount = presented.amount or ""
+    if (
+        not amount.isascii()
+        or not amount.isdigit()
+        or len(amount) > 16
+        or amount != str(int(amount))
+    ):
+        raise Problem("invalid_payload", "accepted.amount is not a string of decimal digits.")
+    if presented.pay_to != chain.pay_to:
+        raise Problem(
+            "invalid_exact_evm_payload_recipient_mismatch", "The offer pays somebody else."
+        )
+    return [
+        offers.Terms(
+            chain,
+            asset_of(chain, presented).address,
+            chain.pay_to,
+            int(amount),
+            purpose,
+            presented.timeout_s or 0,
+        )
+        for purpose in (offers.CALL, offers.CREDITS)
+    ]
+
+
+def _matching(
+    settings: Settings, chain: Chain, presented: Presented, came: CameWith
+) -> offers.Terms:
+    """Without a token (x402 v1): the amount must be one that is on offer for this request now."""
+    if came.purpose == offers.CREDITS:
+        on_offer: Sequence[offers.Terms] = offers.terms_for_credits(
+            settings, presented.authorization.value_units
+        )
+    else:
+        on_offer = offers.terms_for_call(settings, came.asked.price_units, came.asked.price_units)
+    mine = [terms for terms in on_offer if terms.chain.caip2 == chain.caip2]
+    for terms in mine:
+        if terms.amount_units == presented.authorization.value_units:
+            return terms
+    raise Problem(
+        "invalid_exact_evm_payload_authorization_value_mismatch",
+        f"The payment is for {presented.authorization.value_units} units, which is not on offer.",
+    )
