@@ -8,18 +8,23 @@ outside of such windows only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import random
 import re
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from tests.e2e.stage import Gateway
 from tests.servers import Process
 from tests.soak.postgres import Cluster
 
 READY_S = 60
+WORKER_S = 5.0  # for a parent to notice and to start another worker
 SETTLE_S = 1.0  # after a part is back: connections are made anew, queues are drained
 _READY = re.compile(r'"ready": true')
 
@@ -101,7 +106,32 @@ async def kill_gateways(
     """Kill one of them about every ``every_s`` seconds."""
     while await _pause(every_s * (0.5 + rng.random()), end_s):
         node = rng.randrange(len(gateways))
+        workers = _children(gateways[node])
+        if workers and rng.random() < 0.5:
+            _kill_worker(rng.choice(workers), node, faults)
+            continue
         await kill(gateways[node], node, faults, rng.random() * 0.5)
+
+
+def _children(gateway: Gateway) -> list[int]:
+    """The workers of a node that has several."""
+    if gateway.process is None:
+        return []
+    pid = gateway.process.pid
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:  # it ended by itself, or there is no such thing on this system
+        return []
+    return [int(each) for each in text.split()]
+
+
+def _kill_worker(pid: int, node: int, faults: Faults) -> None:
+    """SIGKILL to one of several processes; its parent is to start another one."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        faults.kills += 1
+        began_s = time.monotonic()
+        faults.windows.append(Window(began_s, began_s + WORKER_S, node, "worker"))
 
 
 async def stop_postgres(

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,16 @@ class Report:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the gateways stand on."""
+
+    net: Devnet
+    postgres: Cluster | None
+    upstream_url: str
+    redis_url: str
+
+
 def soak(plan: Plan) -> Report:
     """Run it to its end. Leaves nothing behind."""
     with contextlib.ExitStack() as stack:
@@ -91,7 +101,10 @@ def soak(plan: Plan) -> Report:
         )
         stack.callback(up.kill)
         up.wait_port(port)
-        gateways = _gateways(plan, folder, net, postgres, f"http://127.0.0.1:{port}")
+        parts = Parts(net, postgres, f"http://127.0.0.1:{port}", "")
+        if plan.workers > 1:
+            parts = replace(parts, redis_url=_redis(folder, stack))
+        gateways = _gateways(plan, folder, parts)
         for gateway in gateways:
             stack.callback(_end, gateway)
         return asyncio.run(_soak(plan, net, postgres, gateways, record))
@@ -102,15 +115,24 @@ def _end(gateway: Gateway) -> None:
         gateway.process.kill()
 
 
-def _gateways(
-    plan: Plan, folder: Path, net: Devnet, postgres: Cluster | None, upstream_url: str
-) -> list[Gateway]:
+def _redis(folder: Path, stack: contextlib.ExitStack) -> str:
+    """Several processes of a node count their rate limits together."""
+    port = servers.free_port()
+    options = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder))
+    redis = servers.Process(["redis-server", *options], folder, servers.child_env())
+    stack.callback(redis.kill)
+    redis.wait_port(port)
+    return f"redis://127.0.0.1:{port}/0"
+
+
+def _gateways(plan: Plan, folder: Path, parts: Parts) -> list[Gateway]:
     """Nodes that share a database, a receiving address, a gas account and an origin."""
+    postgres, net = parts.postgres, parts.net
     database = postgres.url if postgres is not None else f"sqlite:///{folder / 'farebox.db'}"
     server: dict[str, Any] = {"hold_lease_s": plan.lease_s, "settle_wait_s": 3}
     server["uncharged_per_min"] = 1_000_000  # the upstream fails on purpose
     if plan.workers > 1:
-        server["workers"] = plan.workers
+        server |= {"workers": plan.workers, "redis": parts.redis_url}
     made: list[Gateway] = []
     for n in range(plan.nodes):
         own = folder / f"node-{n}"
@@ -118,7 +140,9 @@ def _gateways(
         shared: dict[str, Any] = {}
         if made:
             shared = {"pay_to": made[0].pay_to, "settler": made[0].settler}
-        gateway = Gateway(own, database, net, net.rpc_url, upstream_url, server, ROUTES, **shared)
+        gateway = Gateway(
+            own, database, net, net.rpc_url, parts.upstream_url, server, ROUTES, **shared
+        )
         gateway.server["public_url"] = made[0].url if made else gateway.url
         made.append(gateway)
     return made
