@@ -91,6 +91,10 @@ async def test_a_dispute_that_ends_brings_them_back(db: Database) -> None:
     lot = await minted(db, mint(account, 10, "a", expires_ms=T0 + 100))
     await spend(db, account, "r", 4)
     await one(db, Freeze(lot, "disputed"))
+    async with db.read() as tx:
+        seen = await read.account(tx, account)
+    assert seen is not None
+    assert seen.next_expiry_ms is None  # what is in dispute does not expire
     assert await one(db, Unfreeze(lot, "won")) == LotIs(lot, True, 0, Balance(6, 0))
     assert await lot_row(db, lot) == ("live", 6, 0, 0, 0, 0)
     assert (await house(db, SUSPENSE), await house(db, DEBT)) == (0, 0)
@@ -189,6 +193,19 @@ async def test_a_pin_asks_its_lot_when_it_is_let_go(db: Database) -> None:
     assert await one(db, Expire(account), T0 + 100) == Current(Balance(0, 3))
     await one(db, void(rows[2]), T0 + 101)  # and then its time was over
     assert await lot_row(db, lot) == ("expired", 0, 10, 0, 0, 0)
+
+
+async def test_what_was_spent_before_a_lot_got_units_back_stays_where_it_was(db: Database) -> None:
+    account = await open_account(db)
+    first = await minted(db, mint(account, 10, "a", expires_ms=T0 + 100))
+    second = await minted(db, mint(account, 5, "b"))
+    rows = [await held(db, hold(account, f"r{units}", units)) for units in (10, 5)]
+    await run(db, Freeze(first, "x"), Unfreeze(first))  # all of it is pinned to the older call
+    await one(db, capture(rows[1], 5))
+    await one(db, void(rows[0]))
+    async with db.read() as tx:
+        left = {lot.id: lot.remaining_units for lot in await read.lots(tx, account, 9)}
+    assert left == {first: 10, second: 0}
 
 
 async def test_a_lot_that_is_frozen_again_pins_on_top(db: Database) -> None:

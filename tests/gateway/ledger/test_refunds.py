@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 import pytest
 
-from gateway.db import Database
+from gateway.db import Database, transact
 from gateway.ledger import (
     Balance,
     Close,
@@ -15,12 +18,14 @@ from gateway.ledger import (
     HoldRow,
     LedgerFault,
     NotRefundable,
+    Outcome,
     Refund,
     RefundConflict,
     Refunded,
     RefundedBefore,
     Reverse,
     Short,
+    apply,
     read,
 )
 from tests.gateway.ledger.helpers import (
@@ -309,3 +314,21 @@ async def test_closing_again_after_a_refund_changes_nothing(db: Database) -> Non
     again = await one(db, Close(row, 4))
     assert type(again).__name__ == "AlreadyClosed"
     assert await one(db, Expire(account)) == Current(Balance(10, 0))
+
+
+async def test_refunds_by_two_processes_at_once(postgres: Database) -> None:
+    """One key refunds once, and all keys together no more than the charge."""
+    account = await open_account(postgres)
+    await minted(postgres, mint(account, 100, "a"))
+    row = await charged(postgres, account, "r", 50)
+    other = await Database.connect(postgres.url)
+
+    async def give(db: Database, key: str) -> Sequence[Outcome]:
+        return await transact(db, lambda tx: apply(tx, [Refund(row.id, key, 7)], T0))
+
+    keys = [f"k{i}" for i in range(12)]
+    asked = [give(db, key) for key in keys for db in (postgres, other)]
+    outcomes = [outcome for (outcome,) in await asyncio.gather(*asked)]
+    await other.close()
+    assert sum(isinstance(outcome, Refunded) for outcome in outcomes) == 7
+    assert await one(postgres, Expire(account)) == Current(Balance(99, 0))
