@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import IO, Any, Final
 
 from gateway.middleware import content_length, stream_body
@@ -18,6 +18,8 @@ from wallet_auth.request import DIGESTS
 PIECE_BYTES: Final = 256 << 10
 CONTENT_DIGEST: Final = "sha-256"
 """What identifies a body within a request's content."""
+
+_OF_NOTHING: Final = {name: make().digest() for name, make in DIGESTS.items()}
 
 Receive = Callable[[], Awaitable[Any]]
 
@@ -28,7 +30,7 @@ class Body:
     __slots__ = ("_file", "data", "digests", "size")
 
     def __init__(
-        self, data: bytes | None, file: IO[bytes] | None, size: int, digests: dict[str, bytes]
+        self, data: bytes | None, file: IO[bytes] | None, size: int, digests: Mapping[str, bytes]
     ) -> None:
         self.data = data
         self._file = file
@@ -70,8 +72,7 @@ async def read(
     what ``stream_body`` raises, and ``OSError`` when the disk is full.
     """
     if content_length(headers) is None and not any(n == b"transfer-encoding" for n, _ in headers):
-        empty = {name: DIGESTS[name]().digest() for name in {CONTENT_DIGEST, *algorithms}}
-        return Body(b"", None, 0, empty)  # RFC 9112 section 6.3: without either there is none
+        return Body(b"", None, 0, _OF_NOTHING)  # RFC 9112 section 6.3: without either there is none
     hashes = {name: DIGESTS[name]() for name in {CONTENT_DIGEST, *algorithms}}
     pieces: list[bytes] = []
     size = waiting = 0

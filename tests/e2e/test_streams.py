@@ -17,12 +17,14 @@ EVENTS = 10_000
 KINDS = {
     "events": b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked",
     "lines": b"Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked",
+    "measured": b"Content-Type: text/event-stream\r\nContent-Length: 8",
     "until-close": b"Content-Type: text/plain\r\nConnection: close",
 }
+PLAIN = ("measured", "until-close")  # no chunks
 
 
 def chunk(kind: str, data: bytes) -> bytes:
-    return data if kind == "until-close" else b"%x\r\n%b\r\n" % (len(data), data)
+    return data if kind in PLAIN else b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def stream(kind: str, events: list[bytes]) -> Callable[[Writer, Gate], object]:
@@ -37,7 +39,8 @@ def stream(kind: str, events: list[bytes]) -> Callable[[Writer, Gate], object]:
                 await gate.wait()
         if kind == "until-close":
             return False
-        writer.write(b"0\r\n\r\n")
+        if kind not in PLAIN:
+            writer.write(b"0\r\n\r\n")
         return True
 
     return behave

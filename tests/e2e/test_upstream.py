@@ -173,6 +173,36 @@ async def test_answers_of_other_kinds_are_charged_and_passed_on(
     assert sqlite_gateway.transfers(wallet.address)[1:] == charged * 5
 
 
+async def test_a_redirect_leads_to_the_public_address(
+    launch: Launch, api: Api, wallet: Wallet, target: str
+) -> None:
+    """Paid or free, the upstream's own origin is not shown."""
+    gateway = launch(
+        "sqlite",
+        routes=f"""[
+      {{ match = "GET {target}/free", price = "free" }},
+      {{ match = "GET /*", price = "$0.01" }},
+    ]
+mount = "/shop\"""",
+    )
+    gone = f"{api.url}/a?b=1".encode()
+
+    async def moves(writer: Writer, gate: Gate) -> bool:
+        field = b"Location: " + gone
+        writer.write(misbehave.answer(b"", field, status=b"307 Temporary Redirect"))
+        return True
+
+    api.behave(target, moves)
+    api.behave(target + "/free", moves)
+    async with gateway.client() as http:
+        await buy(http, wallet)
+        for path in ("/shop" + target, f"/shop{target}/free"):
+            answer = await http.get(path, headers=wallet.sign("GET", gateway.url + path))
+            assert answer.status_code == 307
+            assert answer.headers["location"] == f"{gateway.url}/shop/a?b=1"
+    assert gateway.transfers(wallet.address)[1:] == [("capture", PRICE_UNITS, None)]
+
+
 def long_answer(pieces: int = 30) -> Callable[[Writer, Gate], object]:
     """A behaviour: a long answer whose last byte waits for the gate."""
 
