@@ -26,6 +26,7 @@ from chain.schemes import eip3009
 from chain.second_opinion import differences, library_fault
 from chain.tokens import Standing
 from tests.fixtures_chain import NETWORK, USDC, FaultyNode
+from tests.servers import until
 from wallet_auth import keys
 
 ASSETS = [(NETWORK, USDC)]
@@ -213,7 +214,9 @@ async def test_what_moved_since_is_no_difference(
     chain_net.mine()
     behind = chain_net.rpc("eth_blockNumber")
     chain_net.rpc("eth_sendTransaction", {"from": chain_net.settler.address, "value": "0x1"})
-    assert int(chain_net.rpc("eth_blockNumber"), 16) == int(behind, 16) + 1
+    until(  # a block may come a moment after the transaction was taken
+        lambda: int(chain_net.rpc("eth_blockNumber"), 16) == int(behind, 16) + 1, 10, "the block"
+    )
     faulty_node.fault("eth_blockNumber", "change", lambda _: behind)
     assert await opinion(rpc, faulty_node.url, chain_net) == []
     asked = [each for each in faulty_node.seen if each["method"] == "eth_getBalance"]

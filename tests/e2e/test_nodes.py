@@ -261,9 +261,16 @@ async def test_workers_share_limits_and_balances(
         await buy(http, wallet, "0.14")
         assert await ask([http], wallet, gateway.url + path, 60) == {200: 20, 429: 40}
         assert await ask([http], wallet, gateway.url + target, 60) == {200: 10, 402: 50}
-    assert (api.calls(path), api.calls(target)) == (20, 10)
-    served = gateway.rows("SELECT DISTINCT owner FROM hold")
-    assert len(served) > 1
+        assert (api.calls(path), api.calls(target)) == (20, 10)
+        # The kernel deals connections by their ports, and one worker may have been quicker than
+        # the others thirty times. Not for ever.
+        await buy(http, wallet, "1")
+        for _ in range(20):
+            if len(gateway.rows("SELECT DISTINCT owner FROM hold")) > 1:
+                break
+            await ask([http], wallet, gateway.url + target, 5)
+        else:
+            pytest.fail("one worker served every call")
     gateway.stop()
     assert workers_of_nobody(gateway)
 
