@@ -20,6 +20,7 @@ from gateway.db import (
     Tx,
     WriteConflict,
 )
+from gateway.observe import log
 
 if TYPE_CHECKING:
     import asyncpg
@@ -131,8 +132,11 @@ class PostgresDatabase(Database):
         import asyncpg
 
         try:
-            async with self._pool.acquire(timeout=self._wait_s) as connection:
+            connection = await self._pool.acquire(timeout=self._wait_s)
+            try:
                 yield connection
+            finally:
+                await self._release(connection)
         except (*_outages(), asyncpg.TooManyConnectionsError) as error:
             raise DatabaseUnavailable(f"the database did not answer: {error}") from error
         except (
@@ -141,6 +145,17 @@ class PostgresDatabase(Database):
             asyncpg.SerializationError,
         ) as error:
             raise WriteConflict(str(error)) from error
+
+    async def _release(self, connection: asyncpg.pool.PoolConnectionProxy) -> None:
+        """Hand a connection back. The transaction has ended by now, however it did: a line that
+        breaks here changes nothing about that, and must not be told in its place. The pool closes
+        what it cannot reset."""
+        import asyncpg
+
+        try:
+            await self._pool.release(connection)
+        except (*_outages(), asyncpg.PostgresError) as error:
+            log.debug("a connection was lost after its transaction: %s", error)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Tx]:
@@ -153,8 +168,9 @@ class PostgresDatabase(Database):
                 await _roll_back(connection)
                 raise
             await _commit(connection)
-        for call in tx._after_commit:
-            call()
+            # It stands from here on, even if handing the connection back is cancelled.
+            for call in tx._after_commit:
+                call()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:

@@ -1,0 +1,169 @@
+"""COMMIT on a line that breaks: what was answered stands, and what was not is not known."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+from gateway.db import CommitUnknown, Database
+
+PUT = "INSERT INTO meta (key, value) VALUES ($1, $2)"
+
+# CommandComplete "COMMIT" and ReadyForQuery "idle" (PostgreSQL, message formats).
+ANSWER = b"C\0\0\0\x0bCOMMIT\0" + b"Z\0\0\0\x05I"
+
+
+class Cut:
+    """A line to PostgreSQL that breaks at a byte of the answer to COMMIT, or right after it.
+
+    ``at`` None: it is whole until a COMMIT has been answered in full, and breaks when the client
+    next sends something; ``silent``: says nothing then until ``over``.
+    """
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self.target = target
+        self.armed = False
+        self.at: int | None = None
+        self.silent = False
+        self.cuts = 0
+        self.over = asyncio.Event()
+        self.running: set[asyncio.Task[None]] = set()
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.running.add(asyncio.create_task(self._serve(reader, writer)))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection(*self.target)
+        down = asyncio.create_task(_pump(up_reader, writer))
+        try:
+            while data := await reader.read(65_536):
+                up_writer.write(data)
+                if not (self.armed and b"COMMIT" in data):
+                    continue
+                down.cancel()
+                await asyncio.gather(down, return_exceptions=True)
+                assert await up_reader.readexactly(len(ANSWER)) == ANSWER
+                writer.write(ANSWER[: self.at])
+                await writer.drain()
+                # What the pool sends to reset.
+                reset = await reader.read(65_536) if self.at is None else b""
+                self.cuts += 1
+                if not self.silent:
+                    break
+                await self.over.wait()
+                up_writer.write(reset)
+                down = asyncio.create_task(_pump(up_reader, writer))
+        finally:
+            down.cancel()
+            await asyncio.gather(down, return_exceptions=True)
+            for each in (writer, up_writer):
+                each.close()
+                with contextlib.suppress(ConnectionError):
+                    await each.wait_closed()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
+    writer.close()  # the server has ended it
+
+
+@pytest.fixture
+async def cut(postgres_url: str) -> AsyncIterator[Cut]:
+    parts = urlsplit(postgres_url)
+    assert parts.hostname is not None
+    line = Cut((parts.hostname, parts.port or 5432))
+    yield line
+    line.over.set()
+    await asyncio.gather(*line.running)
+
+
+@pytest.fixture
+async def through(postgres_url: str, cut: Cut) -> AsyncIterator[Database]:
+    """The database as it is reached over the line."""
+    server = await asyncio.start_server(cut.accept, "127.0.0.1", 0)
+    parts = urlsplit(postgres_url)
+    where = f"{parts.username}@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    db = await Database.connect(urlunsplit(parts._replace(netloc=where)), wait_s=2)
+    yield db
+    await db.close()
+    server.close()
+
+
+async def value(db: Database, key: str) -> object:
+    async with db.read() as tx:
+        return await tx.fetchval("SELECT value FROM meta WHERE key = $1", key)
+
+
+async def put(db: Database, key: str, done: list[str]) -> None:
+    async with db.write() as tx:
+        await tx.execute(PUT, key, "1")
+        tx.after_commit(lambda: done.append(key))
+
+
+async def test_half_an_answer_to_commit_is_not_known(cut: Cut, through: Database) -> None:
+    done: list[str] = []
+    for cut.at in range(len(ANSWER)):
+        cut.armed = True
+        with pytest.raises(CommitUnknown):
+            await put(through, f"cut at {cut.at}", done)
+        cut.armed = False
+        # It was in fact committed: whoever was told "nothing was written" would do it twice.
+        assert await value(through, f"cut at {cut.at}") == "1"
+    assert (cut.cuts, done) == (len(ANSWER), [])
+
+
+@pytest.mark.parametrize("how", ["right after it", "while it is reset", "silent while it is reset"])
+async def test_what_was_committed_is_told_as_committed_when_the_line_breaks_then(
+    cut: Cut, through: Database, how: str
+) -> None:
+    cut.at = len(ANSWER) if how == "right after it" else None
+    cut.silent = how.startswith("silent")
+    cut.armed = True
+    done: list[str] = []
+    await put(through, "a", done)
+    assert done == ["a"]
+    cut.armed = False
+    # The broken connection is not used again.
+    assert await value(through, "a") == "1"
+    await put(through, "b", done)
+    assert done == ["a", "b"]
+    assert cut.cuts == 1
+
+
+async def test_a_cancelled_caller_leaves_what_was_committed_in_order(
+    cut: Cut, through: Database
+) -> None:
+    """Cancelled while the connection is handed back: the block's work stands, and so must what
+    hangs on it."""
+    cut.silent = cut.armed = True
+    done: list[str] = []
+    task = asyncio.create_task(put(through, "a", done))
+    async with asyncio.timeout(20):
+        while not cut.cuts:
+            await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == ["a"]
+    cut.armed = False
+    cut.over.set()
+    assert await value(through, "a") == "1"
+
+
+async def test_a_failed_block_tells_its_own_error_when_the_line_breaks_after_it(
+    cut: Cut, through: Database
+) -> None:
+    with pytest.raises(KeyError, match="mine"):
+        async with through.write() as tx:
+            await tx.execute(PUT, "a", "1")
+            for task in cut.running:
+                task.cancel()
+            await asyncio.gather(*cut.running, return_exceptions=True)
+            cut.running.clear()
+            raise KeyError("mine")
+    assert await value(through, "a") is None
