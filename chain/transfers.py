@@ -20,6 +20,7 @@ from wallet_auth.keys import address_word, keccak256
 
 TRANSFER: Final = keccak256(b"Transfer(address,address,uint256)")
 AUTHORIZATION_USED: Final = keccak256(b"AuthorizationUsed(address,bytes32)")
+AUTHORIZATION_CANCELED: Final = keccak256(b"AuthorizationCanceled(address,bytes32)")
 _AUTHORIZATION_STATE: Final = selector("authorizationState(address,bytes32)")
 MAX_LOG_REQUESTS: Final = 64
 
@@ -88,26 +89,37 @@ def transfers_in(caip2: str, receipt: Receipt, asset: Asset, pay_to: str) -> lis
     return found
 
 
-async def authorization_used(rpc: Rpc, asset: Asset, authorizer: str, nonce: str) -> bool:
-    """Whether the token has marked this nonce, by a transfer or by a cancellation."""
+async def authorization_used(
+    rpc: Rpc, asset: Asset, authorizer: str, nonce: str, block: str = "latest"
+) -> bool:
+    """Whether the token has marked this nonce, by a transfer or by a cancellation.
+
+    A node that lags behind does not know a ``block`` given by number, and is not believed.
+    """
     data = _AUTHORIZATION_STATE + address_word(authorizer.lower()) + bytes.fromhex(nonce[2:])
-    answer = await rpc.eth_call(asset.address, data)
+    answer = await rpc.eth_call(asset.address, data, block)
     if len(answer) != 32 or answer[:31] != bytes(31) or answer[31] > 1:
         raise Unavailable("rpc_bad_answer", "authorizationState did not answer yes or no")
     return answer[31] == 1
 
 
-async def find_authorization(
-    rpc: Rpc, asset: Asset, authorizer: str, nonce: str, from_block: int
+async def find_authorization(  # noqa: PLR0917  (what is asked for, and since when)
+    rpc: Rpc,
+    asset: Asset,
+    authorizer: str,
+    nonce: str,
+    from_block: int,
+    event: bytes = AUTHORIZATION_USED,
 ) -> str | None:
-    """The transaction that used this authorization since ``from_block``, whoever sent it.
+    """The transaction that used (or, by ``event``, cancelled) this authorization since
+    ``from_block``, whoever sent it.
 
     None: no such transfer; where ``authorization_used`` says yes all the same, it was cancelled
-    or used before ``from_block``. Nodes limit how many blocks one question may span, each in its
-    own way, so a refused span is halved.
+    or used before ``from_block``, or the node that was asked for logs lags. Nodes limit how many
+    blocks one question may span, each in its own way, so a refused span is halved.
     """
     topics = [
-        "0x" + AUTHORIZATION_USED.hex(),
+        "0x" + event.hex(),
         "0x" + address_word(authorizer.lower()).hex(),
         nonce.lower(),
     ]

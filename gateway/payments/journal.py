@@ -182,10 +182,25 @@ async def sent_for(tx: Tx, payment_id: str) -> Sequence[Prepared]:
         " ORDER BY at_ms DESC, nonce DESC",
         payment_id,
     )
-    return [
-        Prepared(row["network"], row["sender"], row["nonce"], bytes(row["raw"]), row["tx_hash"])
-        for row in rows
-    ]
+    return [_prepared(row) for row in rows]
+
+
+async def sent_before(tx: Tx, ours: Prepared, first_nonce: int, limit: int) -> Sequence[Prepared]:
+    """What the same gas account signed under the chain nonces from ``first_nonce`` to ours."""
+    rows = await tx.fetch(
+        "SELECT network, sender, nonce, raw, tx_hash FROM chain_tx WHERE network = $1"
+        " AND sender = $2 AND nonce >= $3 AND nonce < $4 ORDER BY nonce LIMIT $5",
+        ours.network,
+        ours.sender,
+        first_nonce,
+        ours.nonce,
+        limit,
+    )
+    return [_prepared(row) for row in rows]
+
+
+def _prepared(row: Row) -> Prepared:
+    return Prepared(row["network"], row["sender"], row["nonce"], bytes(row["raw"]), row["tx_hash"])
 
 
 async def finish(

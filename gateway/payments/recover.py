@@ -1,17 +1,20 @@
 """Finish payments that nobody waits for: after a crash, a lost answer, a slow chain.
 
-The chain decides, asked in this order: our own transactions, anybody's transaction that used the
-authorization, the token's mark, and the time after which the token refuses it for ever. Only the
-last two can fail a payment, and a payment that failed is still minted if its transfer shows up.
+The chain decides. A transfer is looked for in our own transactions and in anybody's that used the
+authorization. To give a payment up takes proof, because it tells the payer to pay again: that the
+authorization was cancelled or went elsewhere, or that it is unused at a block after which it can
+not be used, or after which ours has failed. "Not found" is no proof: the nodes behind one URL need
+not be at the same block, and blocks are made between two questions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from chain import receipts, sender, transfers
-from chain.errors import Rejected, Unavailable
+from chain.errors import Rejected, Unavailable, Unknown
 from chain.networks import Asset
 from chain.rpc import Rpc
 from gateway import ledger
@@ -21,6 +24,8 @@ from gateway.payments.journal import Payment
 from gateway.payments.rails import Rails, by_authorization
 from gateway.settings import Chain
 
+LAG_MS: Final = 60_000  # how far one node may be behind another
+_GAP_PER_LOOK: Final = 50
 LOOK_BACK_MS: Final = 3_600_000  # an offer lives two minutes; who paid one comes soon
 
 
@@ -31,14 +36,19 @@ async def recover(rails: Rails, payment: Payment) -> str:
     """
     if payment.network is None or payment.payer is None or payment.auth_nonce is None:
         raise ledger.LedgerFault(f"payment {payment.id} has no authorization")
+    rpc = rails.rpcs.get(payment.network)
+    if rpc is None:
+        raise Unavailable("rpc_error", f"{payment.network} is not configured any more")
     chain = rails.settings.chain(payment.network)
     asset = chain.network.asset(payment.asset or "")
-    rpc = rails.rpcs.get(chain.caip2)
-    if asset is None or rpc is None:
-        raise Unavailable("rpc_error", f"{payment.network} is not configured any more")
+    if asset is None:
+        raise Unavailable("rpc_error", f"{payment.asset} is not configured any more")
     async with rails.db.read() as tx:
         sent = await journal.sent_for(tx, payment.id)
-    found = await _on_chain(rpc, chain, asset, payment, [each.tx_hash for each in sent])
+    if not sent:
+        raise ledger.LedgerFault(f"payment {payment.id} has no transaction")
+    looked_for = _LookedFor(rpc, chain, asset, payment)
+    found = await _on_chain(looked_for, sent)
     if found is not None:
         transfer = found
 
@@ -47,14 +57,27 @@ async def recover(rails: Rails, payment: Payment) -> str:
 
         await transact(rails.db, work)
         return "succeeded"
-    if await transfers.authorization_used(rpc, asset, payment.payer, payment.auth_nonce):
-        # Marked without a transfer to us: the payer cancelled it. Look once more behind the mark,
-        # because it may have been used between the two questions.
-        found = await _on_chain(rpc, chain, asset, payment, [each.tx_hash for each in sent])
-        if found is None:
-            return await _give_up(rails, payment, "invalid_transaction_state", "was cancelled")
-        return "processing"
-    return await _again_or_never(rails, rpc, payment, sent)
+    return await _unfound(rails, looked_for, sent)
+
+
+@dataclass(frozen=True, slots=True)
+class _LookedFor:
+    """A payment, and where its transfer is looked for."""
+
+    rpc: Rpc
+    chain: Chain
+    asset: Asset
+    payment: Payment
+
+    @property
+    def authorization(self) -> tuple[str, str]:
+        return self.payment.payer or "", self.payment.auth_nonce or ""
+
+    @property
+    def from_block(self) -> int:
+        """A little before the block at which it was seen unused: that node may have lagged."""
+        margin = LAG_MS // self.rpc.network.finality.block_ms
+        return max((self.payment.from_block or 0) - margin, 0)
 
 
 async def seen(
@@ -83,38 +106,49 @@ async def _by_anyone(
 
 
 async def _on_chain(
-    rpc: Rpc, chain: Chain, asset: Asset, payment: Payment, hashes: list[str]
+    looked_for: _LookedFor, sent: Sequence[sender.Prepared]
 ) -> transfers.Transfer | None:
     """The transfer of this authorization, in one of our transactions or in somebody else's."""
-    payer, nonce = payment.payer or "", payment.auth_nonce or ""
-    for tx_hash in hashes:
-        moved = await transfers.transfers_of(rpc, tx_hash, asset, chain.pay_to)
-        match = by_authorization(moved or [], payer, nonce)
+    rpc, chain, asset = looked_for.rpc, looked_for.chain, looked_for.asset
+    for ours in sent:
+        moved = await transfers.transfers_of(rpc, ours.tx_hash, asset, chain.pay_to)
+        match = by_authorization(moved or [], *looked_for.authorization)
         if match is not None:
             return match
-    return await _by_anyone(rpc, chain, asset, (payer, nonce), payment.from_block or 0)
+    return await _by_anyone(rpc, chain, asset, looked_for.authorization, looked_for.from_block)
 
 
-async def _again_or_never(
-    rails: Rails, rpc: Rpc, payment: Payment, sent: Sequence[sender.Prepared]
-) -> str:
-    block = await rpc.call("eth_getBlockByNumber", ["latest", False])
-    chain_now_s = rpc.quantity(block["timestamp"]) if isinstance(block, dict) else 0
-    if chain_now_s >= (payment.valid_before_s or 0):
-        # The token refuses it in every later block; one that could still hold it is past.
+async def _unfound(rails: Rails, looked_for: _LookedFor, sent: Sequence[sender.Prepared]) -> str:
+    """No transfer was found: it never will be, or it is waited for and helped along."""
+    rpc, payment, newest = looked_for.rpc, looked_for.payment, sent[0]
+    receipt = await receipts.read(rpc, newest.tx_hash)
+    number, time_s = await _newest_block(rpc)
+    # Asked at this very block: a node that does not have it cannot answer, and whatever happened
+    # up to it is in the answer.
+    at = max(number, receipt.block_number if receipt is not None else 0)
+    if await transfers.authorization_used(
+        rpc, looked_for.asset, *looked_for.authorization, block=hex(at)
+    ):
+        if await _went_elsewhere(looked_for):
+            return await _give_up(
+                rails, payment, "invalid_transaction_state", "was cancelled or went elsewhere"
+            )
+        return "processing"  # just used, or these nodes do not agree yet
+    if time_s >= (payment.valid_before_s or 0):
+        # The token refuses it in every later block.
         return await _give_up(
             rails,
             payment,
             "invalid_exact_evm_payload_authorization_valid_before",
             "was not included before it expired",
         )
-    newest = sent[0]
-    if await receipts.read(rpc, newest.tx_hash) is not None:
+    if receipt is not None:
         # Ours is in a block and moved nothing. The authorization is still good, but what made
         # the token refuse it has to be cured by the payer; sending again only burns gas.
         return await _give_up(
             rails, payment, "invalid_transaction_state", "was refused by the token"
         )
+    await _fill_gap(rails, rpc, newest)
     try:
         await sender.broadcast(rpc, newest.raw)
     except Rejected as error:
@@ -122,6 +156,49 @@ async def _again_or_never(
             raise
         await _sign_again(rails, rpc, payment, newest)
     return "processing"
+
+
+async def _newest_block(rpc: Rpc) -> tuple[int, int]:
+    """Its number and its time in seconds."""
+    block = await rpc.call("eth_getBlockByNumber", ["latest", False])
+    if not isinstance(block, dict):
+        raise Unavailable("rpc_bad_answer", "there is no newest block")
+    return rpc.quantity(block.get("number")), rpc.quantity(block.get("timestamp"))
+
+
+async def _went_elsewhere(looked_for: _LookedFor) -> bool:
+    """Whether what marked the authorization is known, and moved nothing to us."""
+    rpc, asset, from_block = looked_for.rpc, looked_for.asset, looked_for.from_block
+    payer, nonce = looked_for.authorization
+    used_by = await transfers.find_authorization(rpc, asset, payer, nonce, from_block)
+    if used_by is not None:
+        moved = await transfers.transfers_of(rpc, used_by, asset, looked_for.chain.pay_to)
+        return moved is not None and by_authorization(moved, payer, nonce) is None
+    event = transfers.AUTHORIZATION_CANCELED
+    return (
+        await transfers.find_authorization(rpc, asset, payer, nonce, from_block, event) is not None
+    )
+
+
+async def _fill_gap(rails: Rails, rpc: Rpc, ours: sender.Prepared) -> None:
+    """Hand over again what our gas account signed before this one and the node does not have.
+
+    A payment that expired before any node took its transaction, or whose transaction a node has
+    forgotten, leaves a chain nonce behind that nobody uses; until somebody does, no later
+    transaction of the account can be included. The token refuses what has expired, so this costs
+    its gas and moves nothing.
+    """
+    count = await rpc.call("eth_getTransactionCount", [ours.sender, "pending"])
+    first = rpc.quantity(count)
+    if first >= ours.nonce:
+        return
+    async with rails.db.read() as tx:
+        before = await journal.sent_before(tx, ours, first, _GAP_PER_LOOK)
+    for each in before:
+        try:
+            await sender.broadcast(rpc, each.raw)
+        except (Rejected, Unknown):  # in a block meanwhile, or perhaps sent: the next look tells
+            continue
 
 
 async def _sign_again(rails: Rails, rpc: Rpc, payment: Payment, dead: sender.Prepared) -> None:
