@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 from chain.errors import ChainError
@@ -18,6 +19,7 @@ from gateway.ledger import audit, sweep
 from gateway.node import Node
 from gateway.observe import log
 from gateway.payments import card, journal, recover
+from gateway.payments.journal import Payment
 from gateway.payments.stripe import CardError
 from gateway.settings import Settings
 
@@ -78,12 +80,9 @@ async def finish_payments(node: Node) -> None:
     """Bring payments to an end whose request is gone."""
     async with node.db.write() as tx:
         taken = await journal.take_unfinished(tx, await tx.now_ms(), PAYMENT_LEASE_MS, _PER_ROUND)
-    for payment in taken:
-        try:
-            state = await recover.recover(node.rails, payment)
-        except _PASSING as error:
-            log.warning("payment %s: %s; it is looked at again", payment.id, error)
-            continue
+
+    async def look(payment: Payment) -> None:
+        state = await recover.recover(node.rails, payment)
         if state == "processing":
             async with node.db.write() as tx:
                 now_ms = await tx.now_ms()
@@ -91,8 +90,26 @@ async def finish_payments(node: Node) -> None:
         else:
             log.info("payment %s, interrupted before, is %s", payment.id, state)
 
+    await _each(node, taken, look)
 
-def _next_look_ms(payment: journal.Payment, now_ms: int) -> int:
+
+async def _each(
+    node: Node, payments: Sequence[Payment], look: Callable[[Payment], Awaitable[object]]
+) -> None:
+    """One that cannot be worked on keeps no other waiting. When the process stops, the rest are
+    left to whoever finds their leases over."""
+    for payment in payments:
+        if node.stopping.is_set():
+            return
+        try:
+            await look(payment)
+        except _PASSING as error:
+            log.warning("payment %s: %s; it is looked at again", payment.id, error)
+        except Exception:
+            log.exception("payment %s failed; it is looked at again", payment.id)
+
+
+def _next_look_ms(payment: Payment, now_ms: int) -> int:
     """Soon while somebody may still wait for it, then ever more rarely."""
     return min(max((now_ms - payment.created_at_ms) // 4, 1_000), _LONGEST_LOOK_MS)
 
@@ -102,8 +119,7 @@ async def _look_at_cards(node: Node) -> None:
         return
     async with node.db.write() as tx:
         waiting = await card.take_open(tx, await tx.now_ms(), _PER_ROUND)
-    for payment in waiting:
-        await card.look(node.cards, payment)
+    await _each(node, waiting, partial(card.look, node.cards))
 
 
 async def _purge(node: Node) -> None:

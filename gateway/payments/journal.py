@@ -260,7 +260,8 @@ async def fail(tx: Tx, payment_id: str, code: str, detail: str, now_ms: int) -> 
         " updated_at_ms = $4 WHERE id = $1 AND state IN ('created', 'processing')",
         payment_id,
         code,
-        detail[:500],
+        # Other parties' words; what no text column takes must not keep a payment open.
+        detail[:500].encode("utf-8", "replace").decode("utf-8").replace("\0", "?"),
         now_ms,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.errors import Problem
-from gateway.money import credits_to_units, format_credits, format_usd, parse_usd
+from gateway.money import UNITS_PER_USD, format_credits, format_usd, parse_usd
 from gateway.payments.journal import Payment
 from gateway.settings import Settings
 
@@ -15,8 +15,8 @@ MAX_PURCHASE_UNITS = 100_000 * 1_000_000
 def amount_of(settings: Settings, asked: dict[str, Any]) -> int:
     """Units of ``{"amount_usd": "1"}`` or ``{"credits": 500}``. Raises ``Problem``.
 
-    An amount in dollars is one of the packs or more; a number of credits is a multiple of
-    ``pack_multiple``, and a wrong one is answered with the next higher that can be bought.
+    An amount in dollars is whatever can be settled; a number of credits is also a multiple of
+    ``pack_multiple``, and a wrong one is answered with the nearest, upwards, that can be bought.
     """
     usd, count = asked.get("amount_usd"), asked.get("credits")
     if (usd is None) == (count is None):
@@ -27,15 +27,21 @@ def amount_of(settings: Settings, asked: dict[str, Any]) -> int:
         return _dollars(settings, usd)
     if isinstance(count, bool) or not isinstance(count, int):
         raise Problem("invalid_request", "credits is a whole number.")
-    step = settings.credits.pack_multiple
-    if count <= 0 or count % step:
-        suggested = max((max(count, 0) + step - 1) // step, 1) * step
+    return _credits(settings, count)
+
+
+def _credits(settings: Settings, count: int) -> int:
+    step, units_each = settings.credits.pack_multiple, UNITS_PER_USD // settings.credits.per_usd
+    least = -(-_smallest_units(settings) // (units_each * step)) * step
+    most = MAX_PURCHASE_UNITS // (units_each * step) * step
+    if count % step or not least <= count <= most:
+        suggested = max(least, min(most, -(-count // step) * step))
         raise Problem(
             "invalid_amount",
-            f"Credits are sold in multiples of {step}.",
+            f"Credits are sold in multiples of {step}, from {least} to {most} at once.",
             members={"suggested_credits": suggested, "pack_multiple": step},
         )
-    return _bounded(settings, credits_to_units(min(count, 10**12), settings.credits.per_usd))
+    return count * units_each
 
 
 def _dollars(settings: Settings, usd: object) -> int:
@@ -48,8 +54,14 @@ def _dollars(settings: Settings, usd: object) -> int:
     return _bounded(settings, units)
 
 
+def _smallest_units(settings: Settings) -> int:
+    """The smallest amount that some network settles here; without one, the smallest pack."""
+    floors = [c.min_onchain_units for c in settings.chains if c.settler_key is not None]
+    return min(floors, default=settings.credits.packs_units[0])
+
+
 def _bounded(settings: Settings, units: int) -> int:
-    smallest = min([*settings.credits.packs_units, *(c.min_onchain_units for c in settings.chains)])
+    smallest = _smallest_units(settings)
     if not smallest <= units <= MAX_PURCHASE_UNITS:
         raise Problem(
             "invalid_amount",
