@@ -123,6 +123,7 @@ class Desk:
             auth_nonce=auth.nonce,
             valid_before_s=auth.valid_before_s,
             from_block=int(self.net.rpc("eth_blockNumber"), 16),
+            created_at_ms=time.time_ns() // 1_000_000,
         )
         key = AuthKey(NETWORK.caip2, USDC.address, auth.from_, auth.nonce)
         async with self.rails.db.write() as tx:

@@ -12,17 +12,16 @@ from eth_account import Account as Maker
 from anvil.devnet import Account, Devnet
 from chain.errors import Unavailable
 from chain.eth import selector, uint_word
+from chain.schemes import eip3009
 from gateway import ledger
 from gateway.db import Database
 from gateway.payments import journal
 from gateway.payments.rails import Rails
 from gateway.payments.recover import recover
-from tests.fixtures_chain import USDC, FaultyNode, chain_net, chain_session, faulty_node, typed_data
+from tests.fixtures_chain import USDC, FaultyNode, payment, typed_data
 from tests.gateway.ledger import helpers
 from tests.gateway.payments.parts import PAY_TO, Claimed, Desk, opened_desk
 from wallet_auth.keys import address_word
-
-__all__ = ["chain_net", "chain_session", "faulty_node"]
 
 EXPIRED = "invalid_exact_evm_payload_authorization_valid_before"
 FAILED = "invalid_transaction_state"
@@ -192,9 +191,6 @@ async def test_the_same_nonce_was_used_to_pay_somebody_else(desk: Desk) -> None:
 
 
 async def other_signature(desk: Desk, claimed: Claimed) -> Claimed:
-    from chain.schemes import eip3009
-    from tests.fixtures_chain import payment
-
     signed = payment(
         desk.net.accounts[0],
         desk.net.accounts[5].address,
