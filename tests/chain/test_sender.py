@@ -188,6 +188,7 @@ async def test_a_used_nonce_is_fine_by_this_transaction_and_final_by_another(
     second = await _prepare(chain_net, rpc)
     assert first.nonce == second.nonce and first.tx_hash != second.tx_hash
     await sender.broadcast(rpc, first.raw)
+    assert await sender.wait(rpc, first.tx_hash, 10) is not None
     await sender.broadcast(rpc, first.raw)
     with pytest.raises(Rejected) as error:
         await sender.broadcast(rpc, second.raw)
