@@ -57,6 +57,8 @@ class Cut:
                 await self.over.wait()
                 up_writer.write(reset)
                 down = asyncio.create_task(_pump(up_reader, writer))
+        except ConnectionError:  # one of the two ends was killed
+            pass
         finally:
             down.cancel()
             await asyncio.gather(down, return_exceptions=True)

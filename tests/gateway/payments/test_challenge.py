@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from chain.networks import NETWORKS, network
 from gateway.app import build, close_node, open_node
-from gateway.db import metadata
 from gateway.errors import Problem
 from gateway.money import format_credits, format_usd
 from gateway.node import Node
@@ -250,21 +249,26 @@ async def node(db_url: str, tmp_path: Path) -> AsyncIterator[Node]:
     await close_node(opened)
 
 
+TABLES = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table'",
+    "postgres": "SELECT tablename FROM pg_tables WHERE schemaname = 'public'",
+}
+
+
 async def contents(node: Node) -> dict[str, list[str]]:
+    """Every row of every table there is."""
     async with node.db.read() as tx:
+        names = [row[0] for row in await tx.fetch(TABLES[tx.dialect])]
         return {
-            table.name: sorted(
-                repr([row[name] for name in table.columns.keys()])  # noqa: SIM118
-                for row in await tx.fetch(f"SELECT * FROM {table.name}")
-            )
-            for table in metadata.sorted_tables
+            name: sorted(repr(list(row)) for row in await tx.fetch(f"SELECT * FROM {name}"))
+            for name in names
         }
 
 
 async def test_asking_for_prices_writes_nothing_and_asks_nobody(node: Node) -> None:
     """No row, no Stripe session, no call to a chain: whoever asks costs us a few signatures."""
     before = await contents(node)
-    assert before["mac_key"]
+    assert before["mac_key"] and before.keys() >= {"payment", "provider_event", "hold", "answer"}
     transport = httpx.ASGITransport(build(node))
     async with httpx.AsyncClient(transport=transport, base_url=URL) as http:
         for n in range(5):

@@ -329,6 +329,12 @@ def test_every_offer_for_a_call_pays_for_it(price: int, shortfall: int) -> None:
     assert all(t.pay_to == PAY_TO and t.asset == t.chain.network.usdc.address for t in found)
 
 
+@pytest.mark.parametrize(("shortfall", "least"), [(1_000_000, 1_000_000), (1_000_001, 5_000_000)])
+def test_a_pack_of_exactly_what_is_missing_is_offered(shortfall: int, least: int) -> None:
+    packs = [t for t in offers.terms_for_call(TWO, 7, shortfall) if t.purpose == CREDITS]
+    assert min(t.amount_units for t in packs) == least
+
+
 @pytest.mark.parametrize("units", [1, 9_999, 10_000, 49_999, 50_000, 3_000_000])
 def test_credits_are_offered_where_they_can_be_settled(units: int) -> None:
     found = offers.terms_for_credits(TWO, units)

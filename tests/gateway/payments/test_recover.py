@@ -10,7 +10,7 @@ import pytest
 from eth_account import Account as Maker
 
 from anvil.devnet import Account, Devnet
-from chain.errors import Unavailable
+from chain.errors import Rejected, Unavailable
 from chain.eth import selector, uint_word
 from chain.schemes import eip3009
 from gateway import ledger
@@ -159,6 +159,20 @@ async def test_our_chain_nonce_went_to_another_transaction(desk: Desk) -> None:
     assert dead == claimed.prepared
     assert (fresh.nonce, fresh.sender) == (dead.nonce + 1, dead.sender)
     await succeeded(desk, claimed, fresh.tx_hash)
+
+
+async def test_bytes_that_no_block_can_hold_do_not_take_another_number(
+    lying: Desk, faulty_node: FaultyNode
+) -> None:
+    """Only a number that is gone is a reason to sign again; the first may still be included."""
+    claimed = await lying.claim()
+    faulty_node.fault(
+        "eth_sendRawTransaction", "error", {"code": -32000, "message": "intrinsic gas too low"}
+    )
+    with pytest.raises(Rejected, match="intrinsic gas"):
+        await recover(lying.rails, claimed.payment)
+    async with lying.rails.db.read() as tx:
+        assert await journal.sent_for(tx, claimed.payment.id) == [claimed.prepared]
 
 
 async def test_two_payments_of_one_payer_do_not_take_each_others_transfer(desk: Desk) -> None:

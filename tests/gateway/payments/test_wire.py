@@ -228,6 +228,18 @@ def test_odd_base64_is_refused(header: bytes) -> None:
     assert refused(header).code == "invalid_payload"
 
 
+def test_a_header_has_a_bound() -> None:
+    """Far above what official clients send with all their extensions."""
+    room = MAX_HEADER_BYTES * 3 // 4 - len(json.dumps(v2() | {"extensions": ""}))
+    for size, fits in ((room - 2, True), (room + 2, False)):
+        header = packed(v2() | {"extensions": "x" * size})
+        assert (len(header) <= MAX_HEADER_BYTES) is fits
+        if fits:
+            assert decode(header) == decode(packed(v2()))
+        else:
+            assert "too long" in refused(header).detail
+
+
 @pytest.mark.parametrize("cut", range(1, 60, 7))
 def test_a_truncated_header_is_refused(cut: int) -> None:
     assert refused(GOOD.rstrip(b"=")[:-cut]).code == "invalid_payload"
@@ -276,7 +288,8 @@ def test_json_in_another_encoding_is_refused() -> None:
 
 @pytest.mark.parametrize("version", [..., None, True, "2", 2.0, 1.0, [2], {}])
 def test_a_version_is_a_whole_number(version: object) -> None:
-    assert refused(packed(changed(v2(), "x402Version", version))).code == "invalid_payload"
+    for body in (v1(), v2()):
+        assert refused(packed(changed(body, "x402Version", version))).code == "invalid_payload"
 
 
 @pytest.mark.parametrize("version", [0, 3, -1, 10**30])
