@@ -9,18 +9,28 @@ from typing import Final, Protocol
 
 from wallet_auth import erc8128
 from wallet_auth.errors import CODES, AuthError
-from wallet_auth.request import Call, SignedRequest, Signer, check_body, check_digests
+from wallet_auth.request import (
+    Call,
+    Lines,
+    SignedRequest,
+    Signer,
+    check_body,
+    check_digests,
+    lines_of,
+)
 
 __all__ = [
     "CODES",
     "SCHEMES",
     "AuthError",
     "Call",
+    "Lines",
     "Scheme",
     "SignedRequest",
     "Signer",
     "check_body",
     "check_digests",
+    "lines_of",
     "verify",
 ]
 

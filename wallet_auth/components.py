@@ -6,11 +6,11 @@ Used by the verifier and by the signing half alike; tests hold it against two ot
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from wallet_auth.errors import AuthError
-from wallet_auth.request import SignedRequest, has_body
+from wallet_auth.request import Lines, SignedRequest, has_body
 
 MUST_COVER: Final = {
     "farebox-max": "ceiling_not_covered",
@@ -23,9 +23,6 @@ _ONCE: Final = tuple(name.encode() for name in (*MUST_COVER, *MAY_COVER))
 _ALWAYS: Final = ("@authority", "@method", "@path")
 _METHOD: Final = re.compile(r"[A-Z0-9!#$%&'*+\-.^_`|~]+")
 _TARGET: Final = re.compile(rb"/[!\"$-~]*")
-
-Lines = Mapping[bytes, list[bytes]]
-"""Field values by lower-case name, one item a field line (``SignedRequest.lines``)."""
 
 
 def required_components(request: SignedRequest, lines: Lines) -> list[str]:

@@ -20,7 +20,6 @@ from typing import Final, NamedTuple
 from wallet_auth import keys, structured
 from wallet_auth.components import (
     MUST_COVER,
-    Lines,
     check_request,
     required_components,
     signature_base,
@@ -30,6 +29,7 @@ from wallet_auth.request import (
     DIGEST_BYTES,
     DIGESTS,
     Call,
+    Lines,
     SignedRequest,
     Signer,
     check_body,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,6 +21,9 @@ A call that reverts, runs out of its gas or hits an address without code returns
 that is not served raises ``LookupError``. Whatever is raised because the chain could not be asked
 passes through ``verify`` unchanged. The implementation bounds gas and time.
 """
+
+Lines = Mapping[bytes, list[bytes]]
+"""Field values by lower-case name, one item a field line, in order."""
 
 DIGESTS: Final = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
 DIGEST_BYTES: Final = {"sha-256": 32, "sha-512": 64}
@@ -51,9 +54,11 @@ class SignedRequest:
     """From the configured public URL: lower case, default port left out. Never from ``Host``."""
     scheme: str
     """``http`` or ``https``, of the configured public URL."""
-    headers: tuple[tuple[bytes, bytes], ...]
-    """As received, in order; names in lower case."""
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    """As received, in order; names in lower case. Not looked at when ``index`` is given."""
     body: bytes | None = field(default=None, repr=False)
+    index: Lines | None = field(default=None, repr=False)
+    """The same fields by name, from a caller that has grouped them already (``lines_of``)."""
 
     @property
     def path(self) -> bytes:
@@ -66,12 +71,10 @@ class SignedRequest:
         _, mark, query = self.target.partition(b"?")
         return query if mark else None
 
-    def lines(self) -> dict[bytes, list[bytes]]:
-        """Field values by name, one item a field line, in order."""
-        found: dict[bytes, list[bytes]] = {}
-        for name, value in self.headers:
-            found.setdefault(name, []).append(value)
-        return found
+    def lines(self) -> Lines:
+        """Field values by name, one item a field line, in order. To be read only: it may be the
+        caller's own ``index``."""
+        return lines_of(self.headers) if self.index is None else self.index
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,18 @@ class Signer:
     """Names of all covered components."""
 
 
-def has_body(request: SignedRequest, lines: Mapping[bytes, list[bytes]]) -> bool:
+def lines_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
+    """Header fields by name: what ``SignedRequest.index`` takes, made in one pass."""
+    found: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        if name in found:
+            found[name].append(value)
+        else:
+            found[name] = [value]
+    return found
+
+
+def has_body(request: SignedRequest, lines: Lines) -> bool:
     """Whether the request has content: by its framing, or because bytes were read.
 
     Raises ``AuthError`` ``invalid_request`` on a ``Content-Length`` that is not one plain number.

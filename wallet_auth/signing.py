@@ -11,14 +11,13 @@ from wallet_auth import keys, structured
 from wallet_auth.components import (
     MAY_COVER,
     MUST_COVER,
-    Lines,
     check_request,
     required_components,
     signature_base,
 )
 from wallet_auth.erc8128 import LABEL, NONCE, POLICY, PREFIX
 from wallet_auth.errors import AuthError
-from wallet_auth.request import DIGESTS, SignedRequest, has_body, split_url
+from wallet_auth.request import DIGESTS, Lines, SignedRequest, has_body, lines_of, split_url
 
 
 def sign_request(
@@ -46,7 +45,7 @@ def sign_request(
     scheme, authority, target = split_url(url)
     wire = tuple((n.lower().encode("ascii"), v.encode("latin-1")) for n, v in headers)
     request = SignedRequest(method, target, authority, scheme, wire, body or b"")
-    lines = request.lines()
+    lines = lines_of(wire)
     if not NONCE.fullmatch(nonce) or not 0 < window_s <= POLICY.window_s:
         raise ValueError("the nonce or the window is one the verifier would refuse")
     added: dict[str, str] = {}

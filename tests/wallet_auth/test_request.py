@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import pytest
 
-from wallet_auth import AuthError, SignedRequest, Signer, check_body
+from tests.wallet_auth.support import accepted, refused, signed
+from wallet_auth import AuthError, SignedRequest, Signer, check_body, lines_of
 from wallet_auth.request import has_body, split_url
 
 Fields = tuple[tuple[bytes, bytes], ...]
@@ -113,3 +115,22 @@ def test_an_empty_body_needs_no_digest_but_must_match_one() -> None:
 
 def test_the_body_is_not_shown() -> None:
     assert "secret" not in repr(_request(body=b"secret"))
+
+
+def test_fields_are_grouped_by_name_in_order() -> None:
+    headers = ((b"a", b"1"), (b"b", b"2"), (b"a", b"3"), (b"a", b""))
+    assert lines_of(headers) == {b"a": [b"1", b"3", b""], b"b": [b"2"]}
+    assert _request(headers=headers).lines() == lines_of(headers)
+
+
+async def test_a_request_may_bring_its_fields_grouped() -> None:
+    """The caller's own mapping is used as it is, and left as it was."""
+    sent = signed("POST", body=b"x", headers=[("x-a", "1"), ("x-a", "2")], components=["x-a"])
+    index = lines_of(sent.headers)
+    kept = {name: list(values) for name, values in index.items()}
+    grouped = dataclasses.replace(sent, headers=(), index=index)
+    assert grouped.lines() is index
+    assert await accepted(grouped) == await accepted(sent)
+    assert index == kept
+    index[b"x-a"].reverse()
+    await refused(grouped, "signature_invalid")
