@@ -57,6 +57,10 @@ CODES: Final[dict[str, Code]] = {
     # 402: money
     "payment_required": Code(402, False, "Payment is required"),
     "insufficient_credits": Code(402, False, "There are not enough credits"),
+    "invalid_siwx_header": Code(402, False, "The sign-in-with-x proof is malformed"),
+    "invalid_siwx_nonce": Code(402, False, "The sign-in-with-x proof is for another request"),
+    "invalid_siwx_expired": Code(402, False, "The sign-in-with-x challenge has expired"),
+    "invalid_siwx_signature": Code(402, False, "The sign-in-with-x signature is wrong"),
     "invalid_network": Code(402, False, "The payment is for a network that is not accepted"),
     "invalid_scheme": Code(402, False, "The payment scheme is not accepted"),
     "invalid_x402_version": Code(402, False, "The x402 version is not accepted"),

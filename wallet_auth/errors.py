@@ -3,6 +3,7 @@
     400  identity_conflict, idempotency_key_not_covered, ceiling_not_covered,
          invalid_request, invalid_target
     401  signature_*, identity_unsupported
+    402  invalid_siwx_*: answered with a fresh challenge and fresh offers
 
 The status and the words for people stand in ``gateway/errors.py``; a test holds both tables
 together. None of these is retryable as it is: the request must be signed anew, or differently.
@@ -20,6 +21,10 @@ CODES: Final[frozenset[str]] = frozenset(
         "identity_conflict",
         "identity_unsupported",
         "invalid_request",
+        "invalid_siwx_expired",
+        "invalid_siwx_header",
+        "invalid_siwx_nonce",
+        "invalid_siwx_signature",
         "invalid_target",
         "signature_authority_mismatch",
         "signature_digest_mismatch",
