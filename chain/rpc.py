@@ -3,10 +3,12 @@
 Plain aiohttp rather than web3's provider: the deadline, the chain-id check, the failover rule and
 the error mapping are the whole point here, and a purchase needs eight methods.
 
-Reads go to one URL after the other until one answers inside the deadline. A send goes out once:
-the next URL is tried only when it is certain that nothing left this machine. Every connection is
-asked for its chain id before its answers count, because a provider's load balancer, a mistyped
-URL or a restarted local chain can put another network behind the same address.
+Reads go to one URL after the other until one answers, and round again after a short pause, inside
+one deadline. A send goes out once: the next URL is tried only when it is certain that nothing left
+this machine. Every connection is asked for its chain id before its answers count, because a
+provider's load balancer, a mistyped URL or a restarted local chain can put another network behind
+the same address. Whether the URLs tell the same chain is asked by ``survey`` (chain/survey.py);
+which of them to ask first, and when not to, is in chain/endpoints.py.
 """
 
 from __future__ import annotations
@@ -14,12 +16,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
+from chain.endpoints import Endpoint, jittered, retry_after_ms
+from chain.endpoints import now_ms as _now_ms
 from chain.errors import NodeError, Reverted, Unavailable, Unknown
 from chain.eth import data_bytes, quantity, read_string
 from chain.networks import Network
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     import aiohttp
 
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
-REST_MS: Final = 5_000  # a URL that failed is asked last for this long
+ROUNDS: Final = 3  # over all URLs, of a read that none of them would take
+PAUSE_MS: Final = 100  # before the second round; doubled before the third
+_PASSING: Final = frozenset({"rpc_unreachable", "rpc_no_answer", "rpc_rate_limited"})
 CODE_CACHE_MS: Final = 15 * 60 * 1_000
 _ERROR_STRING: Final = bytes.fromhex("08c379a0")  # Error(string)
 # "Limit exceeded" of EIP-1474, and what providers in use say instead.
@@ -42,14 +45,6 @@ _SAID_HALT: Final = re.compile(
     r"(?:under|over)flow",
     re.IGNORECASE,
 )
-
-
-@dataclass(slots=True)
-class _Endpoint:
-    url: str = field(repr=False)
-    label: str  # host and port only: path and query often hold the provider's key
-    verified: bool = False  # the connection in use has shown the right chain id
-    rest_until_ms: int = 0
 
 
 class Rpc:
@@ -64,7 +59,7 @@ class Rpc:
             raise ValueError("at least one RPC URL is needed")
         self.network = network
         self.timeout_ms = timeout_s * 1_000
-        self._endpoints = [_Endpoint(url, urlsplit(url).netloc.rpartition("@")[2]) for url in urls]
+        self.endpoints = tuple(Endpoint.of(url) for url in urls)
         self._session: aiohttp.ClientSession | None = None
         # Addresses known to hold code. Bounded: only tokens of the networks table are asked for.
         self._code_until_ms: dict[str, int] = {}
@@ -74,19 +69,39 @@ class Rpc:
     async def call(self, method: str, params: Sequence[Any]) -> Any:
         """The ``result`` of a read. Raises ``Reverted``, ``NodeError`` or ``Unavailable``."""
         deadline_ms = _now_ms() + self.timeout_ms
+        for turn in range(ROUNDS):
+            try:
+                return await self._round(method, params, deadline_ms)
+            except Unavailable as error:
+                pause_ms = self._pause_ms(turn)
+                passing = error.code in _PASSING and turn + 1 < ROUNDS
+                if not passing or _now_ms() + pause_ms >= deadline_ms:
+                    raise
+            await asyncio.sleep(pause_ms / 1_000)
+        raise AssertionError("the last round returns or raises")
+
+    def _pause_ms(self, turn: int) -> int:
+        """Until some URL wants to be asked again: at once, or when its refusal is over."""
+        earliest_ms = min(e.refused_until_ms for e in self.endpoints)
+        return max(jittered(PAUSE_MS << turn), earliest_ms - _now_ms())
+
+    async def _round(self, method: str, params: Sequence[Any], deadline_ms: int) -> Any:
+        """Each URL that may be asked, once."""
         order = self._order()
-        for left in range(len(order), 0, -1):
-            endpoint = order[len(order) - left]
+        last: Unavailable | None = None
+        for i, endpoint in enumerate(order):
             # An equal share of what is left, so that one silent URL cannot use up the deadline.
-            share_ms = (deadline_ms - _now_ms()) // left
+            share_ms = (deadline_ms - _now_ms()) // (len(order) - i)
             try:
                 return await self._ask(endpoint, method, params, share_ms)
             except Unavailable as error:
-                if left == 1:
-                    raise
-                if not isinstance(error, NodeError):
-                    endpoint.rest_until_ms = _now_ms() + REST_MS
-        raise AssertionError("there is at least one endpoint")
+                last = error
+        if last is None:
+            now_ms = _now_ms()
+            if any(e.refused_until_ms > now_ms for e in self.endpoints):
+                raise Unavailable("rpc_rate_limited", "every provider asked to be left alone")
+            raise Unavailable("rpc_resting", "every provider is failing; one question tries them")
+        raise last
 
     async def call_each(self, method: str, params: Sequence[Any], at_most: int) -> list[Any]:
         """The results of up to ``at_most`` URLs, at least one; for questions worth asking twice.
@@ -94,21 +109,29 @@ class Rpc:
         A URL that has just failed is left out: the second opinion must not cost its timeout again.
         """
         now_ms = _now_ms()
-        asked = [e for e in self._endpoints if e.rest_until_ms <= now_ms][:at_most]
+        asked = [e for e in self._order() if not e.resting(now_ms)][:at_most]
+        good = [
+            result
+            for _, result in await self.ask_all(method, params, asked)
+            if not isinstance(result, Unavailable)
+        ]
+        return good or [await self.call(method, params)]
+
+    async def ask_all(
+        self, method: str, params: Sequence[Any], asked: Sequence[Endpoint] | None = None
+    ) -> list[tuple[Endpoint, Any]]:
+        """What every URL (or each of ``asked``) says, within half the deadline: its result, or the
+        ``Unavailable`` it was. Raises ``Reverted`` if one of them says so.
+        """
+        chosen = [e for e in self.endpoints if not self._spared(e)] if asked is None else asked
         results = await asyncio.gather(
-            *(self._ask(e, method, params, self.timeout_ms // 2) for e in asked),
+            *(self._ask(e, method, params, self.timeout_ms // 2) for e in chosen),
             return_exceptions=True,
         )
-        good = []
-        for endpoint, result in zip(asked, results, strict=True):
-            if isinstance(result, Unavailable):
-                if not isinstance(result, NodeError):
-                    endpoint.rest_until_ms = _now_ms() + REST_MS
-            elif isinstance(result, BaseException):
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, Unavailable):
                 raise result
-            else:
-                good.append(result)
-        return good or [await self.call(method, params)]
+        return list(zip(chosen, results, strict=True))
 
     async def eth_call(
         self, to: str, data: bytes, block: str = "latest", *, gas: int | None = None
@@ -138,8 +161,12 @@ class Rpc:
 
     async def check_chain_id(self) -> None:
         """Ask every URL for its chain id. ``Unavailable`` names the first that is wrong or down."""
-        for endpoint in self._endpoints:
-            await self._within(self._verify(endpoint), endpoint, self.timeout_ms)
+        for endpoint in self.endpoints:
+            try:
+                await self._within(self._verify(endpoint), endpoint, self.timeout_ms)
+            except Unavailable:
+                endpoint.failed()
+                raise
 
     async def send_raw(self, raw: bytes) -> None:
         """Hand over a signed transaction, once.
@@ -148,14 +175,14 @@ class Rpc:
         nothing left this machine. ``Unknown``: it may have arrived.
         """
         tx_hash = "0x" + keccak256(raw).hex()
-        order = self._order()
+        order = self._order(spare=False)
         for endpoint in order:
             last = endpoint is order[-1]
             if not endpoint.verified:
                 try:
                     await self._within(self._verify(endpoint), endpoint, self.timeout_ms)
                 except Unavailable as error:
-                    endpoint.rest_until_ms = _now_ms() + REST_MS
+                    endpoint.failed()
                     if last:
                         raise Unavailable(error.code, error.detail) from None
                     continue
@@ -169,7 +196,7 @@ class Rpc:
             except NodeError:
                 raise
             except Unavailable:
-                endpoint.rest_until_ms = _now_ms() + REST_MS
+                endpoint.failed()
                 if last:
                     raise
                 continue
@@ -204,13 +231,27 @@ class Rpc:
 
     # -- one URL ---------------------------------------------------------------------------------
 
-    def _order(self) -> list[_Endpoint]:
+    def _order(self, *, spare: bool = True) -> list[Endpoint]:
+        """Whom to ask, best first: as configured, but for those that fail, lag or disagree.
+
+        ``spare``: without those whose breaker is open while a question tries them, and those that
+        asked to be left alone.
+        """
         now_ms = _now_ms()
-        return sorted(self._endpoints, key=lambda e: e.rest_until_ms > now_ms)
+        asked = [e for e in self.endpoints if not (spare and self._spared(e))]
+        return sorted(asked, key=lambda e: (e.resting(now_ms), e.suspect is not None))
+
+    @staticmethod
+    def _spared(endpoint: Endpoint) -> bool:
+        now_ms = _now_ms()
+        tried = endpoint.broken(now_ms) and endpoint.probing > 0
+        return tried or endpoint.refused_until_ms > now_ms
 
     async def _ask(
-        self, endpoint: _Endpoint, method: str, params: Sequence[Any], limit_ms: int
+        self, endpoint: Endpoint, method: str, params: Sequence[Any], limit_ms: int
     ) -> Any:
+        """One question to one URL, noting what it says of the URL."""
+
         async def asked() -> Any:
             if not endpoint.verified:
                 await self._verify(endpoint)
@@ -219,12 +260,24 @@ class Rpc:
                 await self._verify(endpoint)
             return result
 
-        return await self._within(asked(), endpoint, limit_ms)
+        endpoint.probing += 1
+        try:
+            result = await self._within(asked(), endpoint, limit_ms)
+        except (NodeError, Reverted):
+            endpoint.answered()
+            raise
+        except Unavailable as error:
+            if error.code != "rpc_rate_limited":
+                endpoint.failed()
+            raise
+        finally:
+            endpoint.probing -= 1
+        endpoint.answered()
+        return result
 
-    async def _verify(self, endpoint: _Endpoint) -> None:
+    async def _verify(self, endpoint: Endpoint) -> None:
         found = self.quantity(await self._post(endpoint, "eth_chainId", []))
         if found != self.network.chain_id:
-            endpoint.rest_until_ms = _now_ms() + REST_MS
             raise Unavailable(
                 "rpc_wrong_chain",
                 f"{endpoint.label} serves chain {found}, expected {self.network.chain_id}",
@@ -232,7 +285,7 @@ class Rpc:
         endpoint.verified = True
 
     async def _within(
-        self, work: Any, endpoint: _Endpoint, limit_ms: int, *, sending: str | None = None
+        self, work: Any, endpoint: Endpoint, limit_ms: int, *, sending: str | None = None
     ) -> Any:
         """Run ``work`` against a deadline and turn transport faults into our errors."""
         import aiohttp
@@ -253,10 +306,12 @@ class Rpc:
             detail = f"{endpoint.label}: {error}"
             if sending is not None and not error.refused:
                 raise Unknown("rpc_bad_answer", detail, sending) from None
+            if error.refused:
+                endpoint.refused(error.for_ms)
             code = "rpc_rate_limited" if error.refused else "rpc_bad_answer"
             raise Unavailable(code, detail) from None
 
-    async def _post(self, endpoint: _Endpoint, method: str, params: Sequence[Any]) -> Any:
+    async def _post(self, endpoint: Endpoint, method: str, params: Sequence[Any]) -> Any:
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)})
         async with self._http().post(
             endpoint.url,
@@ -266,7 +321,8 @@ class Rpc:
             trace_request_ctx=endpoint,
         ) as response:
             if response.status in (401, 403, 429):
-                raise _BadAnswer(f"HTTP {response.status}", refused=True)
+                for_ms = retry_after_ms(response.headers.get("Retry-After"))
+                raise _BadAnswer(f"HTTP {response.status}", refused=True, for_ms=for_ms)
             raw = await response.content.read(MAX_ANSWER_BYTES + 1)
             while len(raw) <= MAX_ANSWER_BYTES and not response.content.at_eof():
                 raw += await response.content.read(MAX_ANSWER_BYTES + 1 - len(raw))
@@ -287,11 +343,13 @@ class Rpc:
 
 
 class _BadAnswer(Exception):  # noqa: N818
-    """Not JSON-RPC. ``refused``: the provider turned the request away without looking at it."""
+    """Not JSON-RPC. ``refused``: the provider turned the request away without looking at it, and
+    asked not to be asked again for ``for_ms``."""
 
-    def __init__(self, detail: str, *, refused: bool = False) -> None:
+    def __init__(self, detail: str, *, refused: bool = False, for_ms: int | None = None) -> None:
         super().__init__(detail)
         self.refused = refused
+        self.for_ms = for_ms
 
 
 async def _connection_made(_session: object, context: Any, _params: object) -> None:
@@ -336,7 +394,3 @@ def _revert_reason(data: bytes) -> str:
         return read_string(data[4:])
     except ValueError:
         return ""
-
-
-def _now_ms() -> int:
-    return time.monotonic_ns() // 1_000_000

@@ -19,6 +19,7 @@ from starlette.routing import Route, Router
 from chain import tokens
 from chain.errors import ChainError
 from chain.rpc import Rpc
+from chain.survey import survey
 from gateway import cache, ledger
 from gateway.accounts import routes as account_routes
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
@@ -181,6 +182,11 @@ async def readyz(request: Request) -> Response:
         except ChainError as error:
             checks[caip2] = error.code
             ready = ready and error.code != "rpc_wrong_chain"
+        # Said, and no reason to serve nobody: who lags or disagrees is believed last, and what
+        # they cannot agree on is not minted.
+        for view in await survey(rpc, node.now_s()):
+            if view.fault in ("rpc_lagging", "rpc_disagrees", "rpc_stale"):
+                checks[f"{caip2} {view.label}"] = view.fault
     return JSONResponse(
         {"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503
     )

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final
 
 from chain.errors import ChainError
+from chain.survey import survey
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.ledger import audit, sweep
 from gateway.node import Node
@@ -27,6 +28,7 @@ from gateway.settings import Settings
 LAPSE_MARGIN_MS: Final = 2_000
 PAYMENT_LEASE_MS: Final = 15_000
 AUDIT_EVERY_S: Final = 3_600
+SURVEY_EVERY_S: Final = 10
 _LONGEST_LOOK_MS: Final = 60_000
 _PER_ROUND: Final = 50
 _PASSING: Final = (ChainError, CardError, DatabaseUnavailable, CommitUnknown, TimeoutError)
@@ -44,6 +46,7 @@ async def loop(node: Node, *, audits: bool = True) -> None:
         _every(node, min(server.sweep_s, 2), finish_payments),
         _every(node, server.reconcile_s, _look_at_cards),
         _every(node, 600, _purge),
+        _every(node, SURVEY_EVERY_S, _Providers().survey),
     ]
     if audits:
         pieces.append(_every(node, AUDIT_EVERY_S, _audit))
@@ -55,14 +58,18 @@ async def _every(node: Node, period_s: float, piece: Callable[[Node], Awaitable[
         try:
             await piece(node)
         except _PASSING as error:
-            log.warning("%s: %s; it is tried again", piece.__name__.strip("_"), error)
+            log.warning("%s: %s; it is tried again", _name(piece), error)
         except Exception:
-            log.exception("%s failed; it is tried again", piece.__name__.strip("_"))
+            log.exception("%s failed; it is tried again", _name(piece))
         try:
             async with asyncio.timeout(period_s):
                 await node.stopping.wait()
         except TimeoutError:
             continue
+
+
+def _name(piece: Callable[[Node], Awaitable[None]]) -> str:
+    return str(getattr(piece, "__name__", piece)).strip("_")
 
 
 async def _sweep(node: Node) -> None:
@@ -120,6 +127,24 @@ async def _look_at_cards(node: Node) -> None:
     async with node.db.write() as tx:
         waiting = await card.take_open(tx, await tx.now_ms(), _PER_ROUND)
     await _each(node, waiting, partial(card.look, node.cards))
+
+
+class _Providers:
+    """What was last said of the RPC providers, so that a change is one line in the log."""
+
+    def __init__(self) -> None:
+        self._said: dict[tuple[str, str], str | None] = {}
+
+    async def survey(self, node: Node) -> None:
+        for caip2, rpc in node.rails.rpcs.items():
+            for view in await survey(rpc, node.now_s()):
+                if self._said.get((caip2, view.label)) == view.fault:
+                    continue
+                self._said[caip2, view.label] = view.fault
+                if view.fault is None:
+                    log.info("%s: %s agrees again", caip2, view.label)
+                else:
+                    log.warning("%s: %s: %s %s", caip2, view.label, view.fault, view.detail)
 
 
 async def _purge(node: Node) -> None:

@@ -155,9 +155,10 @@ class FaultyNode:
 
         ``"hang"``: never answer. ``"drop"``: close the connection instead of passing it on.
         ``"lose"``: pass it on and close the connection instead of answering. ``"status"``: an
-        HTTP status and nothing else. ``"redirect"``: to this address. ``"body"``: these bytes.
-        ``"error"``: a JSON-RPC error. ``"change"``: a function from the true result to the one
-        that is told. ``"change_by"``: the same, of the question and the true result.
+        HTTP status and nothing else, or a pair of it and header fields. ``"redirect"``: to this
+        address. ``"body"``: these bytes. ``"error"``: a JSON-RPC error. ``"change"``: a function
+        from the true result to the one that is told. ``"change_by"``: the same, of the question
+        and the true result.
         ``"close"``: the true answer, then the end of the connection.
         """
         self.faults[method] = Fault(kind, value, times)
@@ -174,7 +175,7 @@ class FaultyNode:
         if kind in ("drop", "hang"):
             return self._cut(request)
         made_up = {
-            "status": lambda: web.Response(status=value),
+            "status": lambda: _status(value),
             "redirect": lambda: web.Response(status=307, headers={"Location": value}),
             "body": lambda: web.Response(body=value, content_type="application/json"),
             "error": lambda: web.json_response({"jsonrpc": "2.0", "id": 1, "error": value}),
@@ -200,6 +201,11 @@ class FaultyNode:
         if request.transport is not None:  # else the one who asked is gone, killed perhaps
             request.transport.abort()
         return web.Response()
+
+
+def _status(value: Any) -> web.Response:
+    status, headers = value if isinstance(value, tuple) else (value, {})
+    return web.Response(status=status, headers=headers)
 
 
 @dataclass(slots=True)

@@ -299,7 +299,7 @@ async def test_keys_in_the_url_are_never_shown() -> None:
     try:
         with pytest.raises(Unavailable) as error:
             await client.block_number()
-        shown = f"{error.value!r} {error.value} {client._endpoints!r}"
+        shown = f"{error.value!r} {error.value} {client.endpoints!r}"
         assert not any(secret in shown for secret in ("hunter2", "apikey", "k=x"))
         assert "127.0.0.1" in shown
     finally:
