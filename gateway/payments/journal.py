@@ -92,16 +92,20 @@ class AuthKey:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who an authorization belongs to: one payment, for one request."""
+    """What an authorization is used for, once and for one request.
+
+    ``decision`` is ``settle``, or ``credits`` (from_credits.py); then ``payment_id`` is the hold's.
+    """
 
     payment_id: str
     content: bytes
     offer: bytes | None
+    decision: str = "settle"
 
 
 async def claim_of(tx: Tx, key: AuthKey) -> Claim | None:
     row = await tx.fetchrow(
-        "SELECT payment_id, content, offer FROM authorization_use"
+        "SELECT payment_id, content, offer, decision FROM authorization_use"
         " WHERE network = $1 AND asset = $2 AND payer = $3 AND nonce = $4",
         key.network,
         key.asset,
@@ -111,20 +115,26 @@ async def claim_of(tx: Tx, key: AuthKey) -> Claim | None:
     if row is None:
         return None
     offer = row["offer"]
-    return Claim(row["payment_id"], bytes(row["content"]), None if offer is None else bytes(offer))
+    return Claim(
+        row["payment_id"],
+        bytes(row["content"]),
+        None if offer is None else bytes(offer),
+        row["decision"],
+    )
 
 
 async def claim(tx: Tx, key: AuthKey, new: Claim, now_ms: int) -> bool:
-    """Take the authorization for one payment. False: somebody has it already."""
+    """Take the authorization for one use. False: somebody has it already."""
     return (
         await tx.execute(
             "INSERT INTO authorization_use (network, asset, payer, nonce, decision, payment_id,"
-            " content, offer, at_ms) VALUES ($1, $2, $3, $4, 'settle', $5, $6, $7, $8)"
+            " content, offer, at_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
             " ON CONFLICT (network, asset, payer, nonce) DO NOTHING",
             key.network,
             key.asset,
             key.payer,
             key.nonce,
+            new.decision,
             new.payment_id,
             new.content,
             new.offer,

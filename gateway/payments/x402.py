@@ -26,7 +26,7 @@ from gateway.accounts import wallets
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable, Tx, transact
 from gateway.errors import Problem
 from gateway.ledger import read
-from gateway.payments import journal, offers, recover
+from gateway.payments import from_credits, journal, offers, recover
 from gateway.payments.journal import AuthKey, Claim, Payment
 from gateway.payments.order import CameWith, Order, asset_of, order_of
 from gateway.payments.rails import Rails, by_authorization, refused
@@ -112,6 +112,8 @@ async def _join(rails: Rails, key: AuthKey, content: bytes, offer: str | None) -
     async with rails.db.read() as tx:
         claim = await journal.claim_of(tx, key)
         payment = await journal.by_id(tx, claim.payment_id) if claim is not None else None
+    if claim is not None and claim.decision == from_credits.CREDITS:
+        raise from_credits.Decided
     if claim is None or payment is None:
         return None
     if claim.content != content:
