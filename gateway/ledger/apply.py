@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gateway.db import Tx
 from gateway.ledger import rules, store
-from gateway.ledger.book import Book
+from gateway.ledger.book import Book, LedgerFault
 from gateway.ledger.ids import IdBlocks, reserve
+from gateway.ledger.save import save
 from gateway.ledger.steps import Mint, Outcome, Step
 
 
@@ -18,19 +19,24 @@ async def apply(
     *,
     ids: IdBlocks | None = None,
     writer: int = 0,
+    as_new: bool = False,
 ) -> list[Outcome]:
     """Apply ``steps`` in order inside ``tx`` and return what became of each.
 
     All of them stand or fall with the transaction; a refused one changes nothing. Tell nobody an
     outcome before the transaction has been committed. ``now_ms`` is the database's clock.
     ``writer`` owns the rows of the house's balances that are written; 0 is shared by all who
-    write rarely. Raises ``LedgerFault`` for a mistake of the caller and
-    ``DatabaseUnavailable``.
+    write rarely. ``as_new``: take it that no request is a repeat, as the keys of the tables will
+    say; where one is, the transaction fails with ``WriteConflict`` and is to be run again without.
+    Raises ``LedgerFault`` for a mistake of the caller and ``DatabaseUnavailable``.
     """
     if not steps:
         return []
     try:
-        return await _apply(tx, steps, now_ms, ids, writer)
+        outcomes = await _apply_as_new(tx, steps, now_ms, ids, writer) if as_new else None
+        if outcomes is None:
+            outcomes = await _apply(tx, steps, now_ms, ids, writer)
+        return outcomes
     except BaseException:
         # What is in memory is half decided. The caller could go on and commit something else.
         if tx.under_lock is not None:
@@ -38,15 +44,42 @@ async def apply(
         raise
 
 
+async def _apply_as_new(
+    tx: Tx, steps: Sequence[Step], now_ms: int, ids: IdBlocks | None, writer: int
+) -> list[Outcome] | None:
+    """None: nothing was written, and whether one of them is a repeat has to be looked up.
+
+    Only what is applied may be answered without that look. A refusal is not: a repeat of a call
+    that has emptied the account is a repeat, not a lack of funds.
+    """
+    book = await store.load_accounts(tx, steps, now_ms)
+    if book is None:
+        return None
+    book.ids = await _ids(tx, len(steps), now_ms, ids)
+    try:
+        outcomes = [rules.decide(book, step) for step in steps]
+    except LedgerFault:
+        store.forget(tx, book)
+        return None
+    if len(book.new_holds) + len(book.new_transfers) < len(steps):
+        store.forget(tx, book)
+        return None
+    await save(tx, book, writer)
+    return outcomes
+
+
 async def _apply(
     tx: Tx, steps: Sequence[Step], now_ms: int, ids: IdBlocks | None, writer: int
 ) -> list[Outcome]:
     book = await store.load(tx, steps, now_ms)
-    need = _ids_needed(book, steps)
-    book.ids = iter(await reserve(tx, need)) if ids is None else await ids.take(tx, need, now_ms)
+    book.ids = await _ids(tx, _ids_needed(book, steps), now_ms, ids)
     outcomes = [rules.decide(book, step) for step in steps]
-    await store.save(tx, book, writer)
+    await save(tx, book, writer)
     return outcomes
+
+
+async def _ids(tx: Tx, count: int, now_ms: int, ids: IdBlocks | None) -> Iterator[int]:
+    return iter(await reserve(tx, count)) if ids is None else await ids.take(tx, count, now_ms)
 
 
 def _ids_needed(book: Book, steps: Sequence[Step]) -> int:

@@ -20,6 +20,8 @@ from gateway.ledger.steps import Outcome, Step
 
 MAX_BATCH = 256
 MAX_QUEUE = 10_000
+# Repeats come in crowds: after one, so many batches look for them before they write.
+LOOK_AFTER_CONFLICT = 20
 _Waiting = tuple[Step, "asyncio.Future[Outcome]"]
 
 
@@ -38,6 +40,7 @@ class Writer:
         self._batch: list[_Waiting] = []
         self._arrived = asyncio.Event()
         self._stopping = False
+        self._looking = 0
         self._task = asyncio.create_task(self._run(), name="ledger-writer")
 
     @classmethod
@@ -119,10 +122,21 @@ class Writer:
                     future.set_result(outcome)
 
     async def _apply(self, steps: list[Step]) -> list[Outcome]:
-        async def work(tx: Tx) -> list[Outcome]:
-            return await apply(tx, steps, await tx.now_ms(), ids=self._ids, writer=self.id)
+        tries = 0
 
-        return await transact(self._db, work)
+        async def work(tx: Tx) -> list[Outcome]:
+            nonlocal tries
+            tries += 1
+            as_new = tries == 1 and self._looking == 0
+            now_ms = await tx.now_ms()
+            return await apply(tx, steps, now_ms, ids=self._ids, writer=self.id, as_new=as_new)
+
+        outcomes = await transact(self._db, work)
+        if tries > 1:
+            self._looking = LOOK_AFTER_CONFLICT
+        elif self._looking:
+            self._looking -= 1
+        return outcomes
 
 
 def _fail(batch: Iterable[_Waiting], error: Exception) -> None:

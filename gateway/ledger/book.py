@@ -129,7 +129,7 @@ class Book:
     """Everything one application of steps may look at or change."""
 
     now_ms: int
-    ids: Iterator[int]
+    ids: Iterator[int] = field(default_factory=lambda: iter(()))
     accounts: dict[int, AccountState] = field(default_factory=dict)
     holds: dict[GuardKey, HoldRow] = field(default_factory=dict)
     aliases: dict[AliasKey, HoldRow] = field(default_factory=dict)
@@ -180,27 +180,28 @@ class Book:
     ) -> TransferRow:
         """Write one line of the statement. The account's amounts must already be changed."""
         debit, credit = sides
-        row = TransferRow(
-            id=next(self.ids) if transfer_id is None else transfer_id,
-            kind=kind,
-            debit=debit,
-            credit=credit,
-            amount_units=amount_units,
-            account_id=account.id,
-            seq=account.seq + 1,
-            prev_id=account.last_id,
-            balance_units=account.available + account.held,
-            pos=pos,
-            tape_units=tape_units,
-            ref=ref,
-            reason=reason,
-            at_ms=self.now_ms,
+        row = TransferRow(  # by position, in the order of its fields: this is every call's way
+            next(self.ids) if transfer_id is None else transfer_id,
+            kind,
+            debit,
+            credit,
+            amount_units,
+            account.id,
+            account.seq + 1,
+            account.last_id,
+            account.available + account.held,
+            pos,
+            tape_units,
+            ref,
+            self.now_ms,
+            reason,
         )
-        account.seq = row.seq
+        account.seq += 1
         account.last_id = row.id
         account.touched = True
-        house = credit if debit == account.id else debit
-        gained = amount_units if credit == house else -amount_units
-        self.house[house] = self.house.get(house, 0) + gained
+        if debit == account.id:
+            self.house[credit] = self.house.get(credit, 0) + amount_units
+        else:
+            self.house[debit] = self.house.get(debit, 0) - amount_units
         self.new_transfers.append(row)
         return row

@@ -10,8 +10,8 @@ from gateway.db import Row, Tx
 from gateway.ledger.book import AccountState, Book, LotState, PinState
 from gateway.ledger.steps import HoldRow, RefundRow, TransferRow
 
-HOLD: Final = tuple(f.name for f in fields(HoldRow))
-TRANSFER: Final = tuple(f.name for f in fields(TransferRow))
+HOLD: Final = HoldRow._fields
+TRANSFER: Final = TransferRow._fields
 ACCOUNT: Final = tuple(f.name for f in fields(AccountState) if f.name != "touched")
 LOT: Final = tuple(f.name for f in fields(LotState) if f.name not in ("new", "touched"))
 REFUND: Final = tuple(f.name for f in fields(RefundRow))
@@ -35,12 +35,12 @@ SELECT_TRANSFERS: Final = f"SELECT {columns(TRANSFER)} FROM transfer WHERE id {{
 
 def hold_row(row: Row) -> HoldRow:
     """A hold from a row whose columns are ``HOLD``, in that order."""
-    return HoldRow(*row)
+    return HoldRow._make(row)
 
 
 def transfer_row(row: Row) -> TransferRow:
     """A transfer from a row whose columns are ``TRANSFER``, in that order."""
-    return TransferRow(*row)
+    return TransferRow._make(row)
 
 
 def add_lots(book: Book, rows: Iterable[Row]) -> list[LotState]:
@@ -51,7 +51,7 @@ def add_lots(book: Book, rows: Iterable[Row]) -> list[LotState]:
 async def load_transfers(tx: Tx, book: Book, ids: Sequence[int]) -> None:
     """How these holds ended, if they have."""
     for row in await tx.fetch_any(SELECT_TRANSFERS, ids):
-        book.closes[row[0]] = TransferRow(*row)
+        book.closes[row[0]] = TransferRow._make(row)
 
 
 async def load_pins(tx: Tx, book: Book, hold_ids: Iterable[int]) -> None:

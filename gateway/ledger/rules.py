@@ -15,6 +15,7 @@ from gateway.ledger.steps import (
     REVENUE,
     AccountIs,
     AlreadyClosed,
+    Balance,
     Close,
     Closed,
     CloseOutcome,
@@ -24,7 +25,6 @@ from gateway.ledger.steps import (
     Freeze,
     FreezeAccount,
     Frozen,
-    Guard,
     Held,
     Hold,
     HoldOutcome,
@@ -67,56 +67,58 @@ def decide(book: Book, step: Step) -> Outcome:  # noqa: PLR0911  (a table)
 
 def hold(book: Book, step: Hold) -> HoldOutcome:
     """Reserve and burn the request id. A known id is answered before funds are looked at."""
-    known = _known(book, step.account_id, step.guard, step.content)
-    if known is not None:
-        return known
-    if step.max_units < 0:
+    account_id, guard, units = step.account_id, step.guard, step.max_units
+    key = (account_id, guard.principal, guard.scheme, guard.request_id)
+    by_id = book.holds.get(key)
+    if by_id is not None or guard.alias is not None:
+        known = _known(book, step, by_id)
+        if known is not None:
+            return known
+    if units < 0:
         raise LedgerFault("a hold cannot be of less than nothing")
-    account = book.account(step.account_id)
-    lots.expire_due(book, account)
+    account = book.account(account_id)
+    if account.next_expiry_ms <= book.now_ms:
+        lots.expire_due(book, account)
     if account.frozen or account.debt:
         return Frozen(account.debt)
-    if account.available < step.max_units:
-        return Short(account.available, step.max_units)
-    row = HoldRow(
-        id=next(book.ids),
-        account_id=step.account_id,
-        principal=step.guard.principal,
-        scheme=step.guard.scheme,
-        request_id=step.guard.request_id,
-        content=step.content,
-        max_units=step.max_units,
-        at_ms=book.now_ms,
-        lease_ms=book.now_ms + step.lease_ms,
-        epoch=account.epoch,
-        owner=step.owner,
-        route=step.call.route,
-        method=step.call.method,
-        target=step.call.target,
-        run=step.call.run,
-        payment_id=step.call.payment_id,
+    if account.available < units:
+        return Short(account.available, units)
+    call, now_ms = step.call, book.now_ms
+    row = HoldRow(  # by position, in the order of its fields: this is every call's way
+        next(book.ids),
+        *key,
+        step.content,
+        units,
+        now_ms,
+        now_ms + step.lease_ms,
+        account.epoch,
+        step.owner,
+        call.route,
+        call.method,
+        call.target,
+        call.run,
+        call.payment_id,
     )
-    account.available -= step.max_units
-    account.held += step.max_units
+    account.available -= units
+    account.held += units
     account.touched = True
     book.new_holds.append(row)
-    if account.id in book.open_holds:
-        insort(book.open_holds[account.id], row, key=lambda each: each.id)
-    book.holds[row.account_id, row.principal, row.scheme, row.request_id] = row
-    if step.guard.alias is not None:
-        alias = (row.account_id, row.principal, step.guard.alias)
-        book.aliases[alias] = row
-        book.alias_of[row.id] = step.guard.alias
-        book.new_aliases.append((alias, row.id))
-    return Held(row, account.balance)
-
-
-def _known(book: Book, account_id: int, guard: Guard, content: bytes) -> HoldOutcome | None:
-    """Applied before? The one-time value decides first, then the alias."""
-    by_id = book.holds.get((account_id, guard.principal, guard.scheme, guard.request_id))
-    by_alias = None
+    book.holds[key] = row
+    if account_id in book.open_holds:
+        insort(book.open_holds[account_id], row, key=lambda each: each.id)
     if guard.alias is not None:
-        by_alias = book.aliases.get((account_id, guard.principal, guard.alias))
+        alias = (account_id, guard.principal, guard.alias)
+        book.aliases[alias] = row
+        book.alias_of[row.id] = guard.alias
+        book.new_aliases.append((alias, row.id))
+    return Held(row, Balance(account.available, account.held))
+
+
+def _known(book: Book, step: Hold, by_id: HoldRow | None) -> HoldOutcome | None:
+    """Applied before? The one-time value decides first, then the alias."""
+    guard, by_alias = step.guard, None
+    if guard.alias is not None:
+        by_alias = book.aliases.get((step.account_id, guard.principal, guard.alias))
     if by_id is not None:
         # A one-time value already bound to another alias, or an alias that means another call.
         bound = book.alias_of.get(by_id.id)
@@ -127,45 +129,48 @@ def _known(book: Book, account_id: int, guard: Guard, content: bytes) -> HoldOut
     known = by_id or by_alias
     if known is None:
         return None
-    if known.content != content:
+    if known.content != step.content:
         return Conflict(known)
     return Repeated(known, book.closes.get(known.id))
 
 
 def close(book: Book, step: Close) -> CloseOutcome:
     """Capture or void. The hold's id is the transfer's id, so a hold ends once."""
-    row = step.hold
-    before = book.closes.get(row.id)
+    row, units, why = step.hold, step.amount_units, step.void_reason
+    hold_id = row.id
+    before = book.closes.get(hold_id)
     if before is not None:
         return AlreadyClosed(before)
-    if step.if_lapsed and book.leases.get(row.id, row.lease_ms) > book.now_ms:
+    if step.if_lapsed and book.leases.get(hold_id, row.lease_ms) > book.now_ms:
         return StillLeased()
-    if not 0 <= step.amount_units <= row.max_units:
-        raise LedgerFault(f"hold {row.id}: {step.amount_units} is not within {row.max_units}")
-    if step.void_reason is not None and step.amount_units:
-        raise LedgerFault(f"hold {row.id}: a void moves nothing")
+    if not 0 <= units <= row.max_units:
+        raise LedgerFault(f"hold {hold_id}: {units} is not within {row.max_units}")
+    if why is not None and units:
+        raise LedgerFault(f"hold {hold_id}: a void moves nothing")
     account = book.account(row.account_id)
-    lots.expire_due(book, account)
-    from_pins, pins = lots.release_pins(book, row, step.amount_units)
-    pinned = sum(pin.amount_units for pin in pins)
-    tape = step.amount_units - from_pins
+    if account.next_expiry_ms <= book.now_ms:
+        lots.expire_due(book, account)
+    from_pins, pins = lots.release_pins(book, row, units) if book.pins else (0, [])
+    tape = units - from_pins
     start = account.pos
     account.held -= row.max_units
-    account.pinned -= pinned
     # What the pins do not give is still the customer's on this line; the lines below take it.
-    account.available += row.max_units - step.amount_units
+    account.available += row.max_units - units
     account.pos += tape
-    account.spent += step.amount_units
+    account.spent += units
+    for pin in pins:
+        account.pinned -= pin.amount_units
+    kind = "capture" if why is None else "void"
     transfer = book.post(
         account,
-        "capture" if step.void_reason is None else "void",
+        kind,
         (account.id, REVENUE),
-        step.amount_units,
-        row.id,
-        transfer_id=row.id,
+        units,
+        hold_id,
+        transfer_id=hold_id,
         pos=start,
         tape_units=tape,
-        reason=step.void_reason,
+        reason=why,
     )
     for pin in pins:
         unused = pin.amount_units - (pin.captured_units or 0)
@@ -173,14 +178,14 @@ def close(book: Book, step: Close) -> CloseOutcome:
             lots.fold(book, account)
             lots.give_back(book, account, book.lot_of(pin.lot_id), unused)
     if account.available < 0:
-        raise LedgerFault(f"hold {row.id}: its pins exceed it")
-    book.closes[row.id] = transfer
+        raise LedgerFault(f"hold {hold_id}: its pins exceed it")
+    book.closes[hold_id] = transfer
     if account.id in book.open_holds:
-        still = [each for each in book.open_holds[account.id] if each.id != row.id]
+        still = [each for each in book.open_holds[account.id] if each.id != hold_id]
         book.open_holds[account.id] = still
     if step.answer is not None:
-        book.new_answers.append((row.id, step.answer))
-    return Closed(transfer, account.balance)
+        book.new_answers.append((hold_id, step.answer))
+    return Closed(transfer, Balance(account.available, account.held))
 
 
 def mint(book: Book, step: Mint) -> MintOutcome:

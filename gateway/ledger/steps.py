@@ -9,7 +9,7 @@ id, same content) or conflict.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 # The house's own accounts. Their ids are below every customer's.
 FUNDING: Final = 1  # where minted credits come from: money that came in from outside
@@ -74,8 +74,7 @@ class Answer:
     body: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class HoldRow:
+class HoldRow(NamedTuple):
     """A hold as stored. Immutable; whether it is open is told by its transfer."""
 
     id: int
@@ -190,16 +189,14 @@ class FreezeAccount:
 Step = Hold | Close | Mint | Expire | Refund | Freeze | Unfreeze | Reverse | FreezeAccount
 
 
-@dataclass(frozen=True, slots=True)
-class Balance:
+class Balance(NamedTuple):
     """An account after a step: what can be spent, and what is promised to open calls."""
 
     available_units: int
     held_units: int
 
 
-@dataclass(frozen=True, slots=True)
-class TransferRow:
+class TransferRow(NamedTuple):
     """A transfer as stored. Immutable."""
 
     id: int
@@ -214,12 +211,11 @@ class TransferRow:
     pos: int
     tape_units: int
     ref: int
-    reason: str | None
     at_ms: int
+    reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """Applied: the request may run now, once."""
 
     hold: HoldRow
@@ -256,8 +252,7 @@ class Frozen:
     debt_units: int
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
+class Closed(NamedTuple):
     """Applied: the hold has ended with this transfer."""
 
     transfer: TransferRow

@@ -1,4 +1,4 @@
-"""Fill a book from the database under lock, and write it back. The only SQL of a ledger step.
+"""Fill a book from the database under lock. ``save.py`` writes it back.
 
 PostgreSQL locks account rows in id order in one statement and reads the guards in a later one: a
 guard read together with the lock would be from before the wait for it. SQLite's BEGIN IMMEDIATE
@@ -7,26 +7,21 @@ has locked everything already.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
-from operator import attrgetter
 from typing import Final
 
 from gateway.db import Row, Tx
 from gateway.ledger import rare
-from gateway.ledger.book import AccountState, Book, LedgerFault, LotState
+from gateway.ledger.book import AccountState, Book, LotState
 from gateway.ledger.rows import (
     ACCOUNT,
     HOLD,
     LOT,
-    PIN,
-    TRANSFER,
     add_lots,
     columns,
     hold_row,
-    insert,
     load_pins,
     load_transfers,
 )
@@ -34,27 +29,48 @@ from gateway.ledger.steps import NEVER, Close, Hold, HoldRow, Mint, Step
 
 # Made once: these stand in every batch.
 _SELECT_ACCOUNTS: Final = f"SELECT {columns(ACCOUNT)} FROM account WHERE id {{any}} ORDER BY id"  # noqa: S608
-_INSERT_HOLD: Final = insert("hold", HOLD)
-_INSERT_TRANSFER: Final = insert("transfer", TRANSFER)
-_INSERT_ANSWER: Final = insert("answer", ("hold_id", "status", "headers", "body", "at_ms"))
-_INSERT_LOT: Final = insert("lot", LOT)
-_INSERT_PIN: Final = insert("pin", PIN)
-_CHANGING_LOT: Final = (
-    *("id", "remaining_units", "state", "expired_units"),
-    *("reversed_units", "short_units", "repaid_units"),
-)
-_UPDATE_LOT: Final = (
-    f"UPDATE lot SET {', '.join(f'{n} = ${i + 1}' for i, n in enumerate(_CHANGING_LOT) if i)}"  # noqa: S608
-    " WHERE id = $1"
-)
-_changing_lot: Final = attrgetter(*_CHANGING_LOT)
-_hold_values: Final = attrgetter(*HOLD)
-_transfer_values: Final = attrgetter(*TRANSFER)
+
+
+async def load_accounts(tx: Tx, steps: Sequence[Step], now_ms: int) -> Book | None:
+    """Only the accounts: no look at what the database knows of these requests.
+
+    Enough where the steps are ordinary spending and every one of them turns out to be new: the
+    keys of ``hold`` and ``transfer`` say so when they are written. None: this is not so simple.
+    """
+    if tx.under_lock is None:
+        return None
+    book = Book(now_ms)
+    ids = set()
+    for step in steps:
+        if isinstance(step, Close) and not step.if_lapsed:
+            ids.add(step.hold.account_id)
+        elif isinstance(step, Hold) and step.guard.alias is None:
+            ids.add(step.account_id)
+        else:
+            return None
+    await _load_accounts(tx, book, ids)
+    accounts = book.accounts
+    if len(accounts) < len(ids):
+        return None
+    for account in accounts.values():
+        if account.next_expiry_ms <= now_ms:
+            return None
+    for step in steps:
+        if isinstance(step, Close) and step.hold.epoch != accounts[step.hold.account_id].epoch:
+            return None  # it may stand on pins
+    return book
+
+
+def forget(tx: Tx, book: Book) -> None:
+    """What was decided on these rows will not be written."""
+    if tx.under_lock is not None:
+        for account_id in book.accounts:
+            tx.under_lock.pop(account_id, None)
 
 
 async def load(tx: Tx, steps: Sequence[Step], now_ms: int) -> Book:
     """Everything these steps may look at, under lock. Ids are given to the book afterwards."""
-    book = Book(now_ms, iter(()))
+    book = Book(now_ms)
     holds = [s for s in steps if isinstance(s, Hold)]
     closes = [s for s in steps if isinstance(s, Close)]
     mints = [s for s in steps if isinstance(s, Mint)]
@@ -235,119 +251,3 @@ async def _load_open_holds(tx: Tx, book: Book, account: AccountState) -> None:
     rows = await tx.fetch(OPEN_HOLDS, account.id)
     book.open_holds[account.id] = [hold_row(row) for row in rows]
     await load_pins(tx, book, [h.id for h in book.open_holds[account.id]])
-
-
-async def save(tx: Tx, book: Book, writer: int) -> None:
-    """Write the book back. Raises ``LedgerFault`` if a row is not as we read it."""
-    if book.new_holds:
-        await tx.executemany(_INSERT_HOLD, map(_hold_values, book.new_holds))
-    if book.new_aliases:
-        await tx.executemany(
-            insert("request_alias", ("account_id", "principal", "alias", "hold_id")),
-            [(*key, hold_id) for key, hold_id in book.new_aliases],
-        )
-    if book.new_transfers:
-        await tx.executemany(_INSERT_TRANSFER, map(_transfer_values, book.new_transfers))
-    if book.lots or book.pins or book.new_mints:
-        await _save_lots(tx, book)
-        await _save_pins(tx, book)
-    if book.rare is not None:
-        await rare.save(tx, book, book.rare)
-    if book.new_answers:
-        await tx.executemany(
-            _INSERT_ANSWER,
-            [
-                (hold_id, a.status, _headers_text(a.headers), a.body, book.now_ms)
-                for hold_id, a in book.new_answers
-            ],
-        )
-    await _save_accounts(tx, book)
-    await _save_house(tx, book, writer)
-
-
-@lru_cache(maxsize=1_024)
-def _headers_text(headers: tuple[tuple[str, str], ...]) -> str:
-    return json.dumps(headers)
-
-
-async def _save_lots(tx: Tx, book: Book) -> None:
-    new = [lot for lot in book.lot.values() if lot.new]
-    changed = [lot for lot in book.lot.values() if lot.touched and not lot.new]
-    if new:
-        await tx.executemany(_INSERT_LOT, [[getattr(x, n) for n in LOT] for x in new])
-    if changed:
-        await tx.executemany(
-            _UPDATE_LOT,
-            [_changing_lot(lot) for lot in changed],
-        )
-    if book.new_segments:
-        await tx.executemany(
-            insert("segment", ("account_id", "from_pos", "to_pos", "lot_id")),
-            [(s.account_id, s.from_pos, s.to_pos, s.lot_id) for s in book.new_segments],
-        )
-    if book.new_mints:
-        await tx.executemany(
-            insert("mint_key", ("network", "ref", "n", "lot_id")),
-            [(*key, lot_id) for key, lot_id in book.new_mints],
-        )
-
-
-async def _save_pins(tx: Tx, book: Book) -> None:
-    every = [pin for pins in book.pins.values() for pin in pins]
-    new = [pin for pin in every if pin.new]
-    changed = [pin for pin in every if pin.touched and not pin.new]
-    if new:
-        await tx.executemany(
-            _INSERT_PIN,
-            [[getattr(p, name) for name in PIN] for p in new],
-        )
-    if changed:
-        await tx.executemany(
-            "UPDATE pin SET captured_units = $3, amount_units = $4"
-            " WHERE hold_id = $1 AND lot_id = $2",
-            [(p.hold_id, p.lot_id, p.captured_units, p.amount_units) for p in changed],
-        )
-
-
-_CHANGING: Final = tuple(n for n in ACCOUNT if n not in ("id", "ver"))
-_GUARDED: Final = ("id", "ver", *_CHANGING)
-_guarded_values: Final = attrgetter(*_GUARDED)
-_UPDATE_POSTGRES: Final = (
-    f"UPDATE account a SET {', '.join(f'{n} = n.{n}' for n in _CHANGING)}, ver = a.ver + 1"  # noqa: S608
-    f" FROM unnest({', '.join(f'${i + 1}::bigint[]' for i in range(len(_GUARDED)))})"
-    f" AS n({columns(_GUARDED)}) WHERE a.id = n.id AND a.ver = n.ver"
-)
-_UPDATE_SQLITE: Final = (
-    f"UPDATE account SET {', '.join(f'{n} = ${i + 3}' for i, n in enumerate(_CHANGING))},"  # noqa: S608
-    " ver = ver + 1 WHERE id = $1 AND ver = $2"
-)
-
-
-async def _save_accounts(tx: Tx, book: Book) -> None:
-    touched = [a for a in book.accounts.values() if a.touched]
-    if not touched:
-        return
-    # Absolute values are safe only because the row is still the one we read: ver says so.
-    values = [_guarded_values(a) for a in touched]
-    if tx.dialect == "postgres":
-        count = await tx.execute(_UPDATE_POSTGRES, *map(list, zip(*values, strict=True)))
-    else:
-        count = await tx.executemany(_UPDATE_SQLITE, values)
-    if count != len(touched):
-        raise LedgerFault("an account changed under our lock")
-    for account in touched:
-        account.touched = False
-        account.ver += 1
-
-
-async def _save_house(tx: Tx, book: Book, writer: int) -> None:
-    for account_id, gained in sorted(book.house.items()):
-        if gained:
-            await tx.execute(
-                "INSERT INTO house_balance (account_id, writer, balance) VALUES ($1, $2, $3)"
-                " ON CONFLICT (account_id, writer)"
-                " DO UPDATE SET balance = house_balance.balance + excluded.balance",
-                account_id,
-                writer,
-                gained,
-            )

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gateway.db import Database, Tx
+from gateway.db import Database, Tx, transact
 from gateway.ledger import (
     AlreadyClosed,
     Close,
@@ -223,11 +223,19 @@ class Run:
                 async with db.write() as tx:
                     await apply(tx, batch, now_ms)
                     raise _Back
-        async with db.write() as tx:
-            if trouble == "fault":
+        as_new = self.rng.random() < 0.7
+
+        async def work(tx: Tx) -> list[Outcome]:
+            nonlocal as_new, trouble
+            first, as_new, bad, trouble = as_new, False, trouble == "fault", "none"
+            if bad:
+                zero = Mint(self.accounts[0], 0, "", "", 0, "")
                 with pytest.raises(LedgerFault):
-                    await apply(tx, [*batch, Mint(self.accounts[0], 0, "", "", 0, "")], now_ms)
-            outcomes = await apply(tx, batch, now_ms, ids=blocks, writer=self.rng.randrange(2))
+                    await apply(tx, [*batch, zero], now_ms, as_new=first)
+            writer = self.rng.randrange(2)
+            return await apply(tx, batch, now_ms, ids=blocks, writer=writer, as_new=first)
+
+        outcomes = await transact(db, work)
         self.model.at(now_ms)
         for step, outcome in zip(batch, outcomes, strict=True):
             expected = self._expected(step, outcome)
