@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import socket
@@ -150,6 +151,7 @@ async def run(
     node: Node, server: uvicorn.Server, sock: socket.socket, *, audits: bool = True
 ) -> None:
     """Serve until the server is told to stop."""
+    _settle_memory()
     tasks = [asyncio.create_task(leases.renewing(node))]
     if node.settings.server.work:
         tasks.append(asyncio.create_task(work.loop(node, audits=audits)))
@@ -160,6 +162,17 @@ async def run(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _settle_memory() -> None:
+    """Take what the start left behind out of the collector's sight, and let it look less often.
+
+    Nearly all that a request makes is freed by its last reference. What the collector walks
+    instead are the caches, a hundred thousand rows at a time, in the middle of somebody's request.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 def _stop_on_signals(server: uvicorn.Server) -> None:
