@@ -24,8 +24,9 @@ from gateway import cache, ledger
 from gateway.accounts import routes as account_routes
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.errors import Problem
+from gateway.fields import values
 from gateway.limits import Limits, client_of
-from gateway.middleware import edge
+from gateway.middleware import Outgoing, edge
 from gateway.migrations.run import migrate
 from gateway.node import Behind, Node, unavailable
 from gateway.observe import log
@@ -214,7 +215,7 @@ class _Front:
         self._node = node
         self._own = own
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Outgoing) -> None:
         target = from_scope(scope)
         try:
             await self._answer(scope, target, receive, send)
@@ -223,7 +224,7 @@ class _Front:
             advice.complete(problem, scope["method"], base + target.raw.decode("ascii"), base)
             raise
 
-    async def _answer(self, scope: Scope, target: Target, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, target: Target, receive: Receive, send: Outgoing) -> None:
         headers = scope["headers"]
         method: str = scope["method"]
         ours = is_reserved(target.decoded)
@@ -249,7 +250,7 @@ class _Front:
         except (DatabaseUnavailable, CommitUnknown, ChainError) as error:
             raise unavailable(error) from error
 
-    async def _priced(self, scope: Scope, target: Any, receive: Receive, send: Send) -> None:
+    async def _priced(self, scope: Scope, target: Target, receive: Receive, send: Outgoing) -> None:
         node, method = self._node, scope["method"]
         route = node.routes.match(method, target.decoded)
         if isinstance(route, MethodNotAllowed):
@@ -269,17 +270,19 @@ class _Front:
         try:
             if pace is not None:
                 await pace.arrived(headers)
-            answer = send if pace is None else pace.told(send)
             if route.free:
-                await free.serve(node, route, target, scope, receive, answer)
+                if pace is not None:
+                    send.also = pace.told()
+                await free.serve(node, route, target, scope, receive, send)
                 return
             request = paid.Request(route, method, target, headers, node.now_s(), client, pace)
-            await paid.serve(node, request, receive, answer)
+            await paid.serve(node, request, receive, send)
         except Problem as refusal:
+            send.also = []  # the refusal itself has them
             problem = refusal if pace is None else await pace.refused(refusal)
             if "PAYMENT-REQUIRED" not in problem.headers:
                 raise problem from problem.__cause__
-            accept = b",".join(value for name, value in headers if name == b"accept")
+            accept = b",".join(values(headers, b"accept"))
             if not wants_page(accept.decode("latin-1")):
                 problem.headers["Vary"] = "Accept"
                 raise problem from problem.__cause__

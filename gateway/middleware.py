@@ -18,9 +18,10 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from gateway.errors import Problem
+from gateway.fields import EXCHANGE, first, values
 from gateway.proxy import cors
 from gateway.proxy.target import check_framing
 
@@ -28,7 +29,8 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+App = Callable[[Scope, Receive, "Outgoing"], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 REQUEST_ID: Final = "farebox.log_id"
@@ -57,16 +59,16 @@ def log_id(scope: Scope) -> str:
     return found
 
 
-def edge(app: App, *, max_headers_bytes: int = MAX_HEADERS_BYTES) -> App:
+def edge(app: App, *, max_headers_bytes: int = MAX_HEADERS_BYTES) -> Asgi:
     """``app`` with the edge around it."""
 
     async def outermost(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await _not_http(app, scope, receive, send)
             return
-        headers = scope["headers"]
-        answered = _Answered(send, head_only=scope["method"] == "HEAD")
+        answered = Outgoing(scope, send)
         try:
+            headers = scope["headers"]
             _check_size(headers, max_headers_bytes)
             check_framing(headers, scope["http_version"])
             await app(scope, receive, answered)
@@ -88,28 +90,62 @@ _INTERNAL: Final = "Something went wrong here. It was logged under this request_
 
 async def _not_http(app: App, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
-        await app(scope, receive, send)
+        await app(scope, receive, cast(Outgoing, send))
     elif scope["type"] == "websocket":  # nothing here speaks it; uvicorn runs with ws="none"
         await receive()
         await send({"type": "websocket.close", "code": 1000})
 
 
-class _Answered:
-    """``send``, remembering whether an answer has begun; without a body for HEAD."""
+class Outgoing:
+    """``send``, remembering whether an answer has begun; without a body for HEAD.
 
-    __slots__ = ("_head_only", "_send", "begun")
+    ``also``: fields that whatever is answered carries as well.
+    """
 
-    def __init__(self, send: Send, *, head_only: bool) -> None:
+    __slots__ = ("_exchange", "_head_only", "_send", "also", "begun")
+
+    def __init__(self, scope: Scope, send: Send) -> None:
         self._send = send
-        self._head_only = head_only
+        self._head_only = scope["method"] == "HEAD"
+        state = scope.get("state")
+        self._exchange = None if state is None else state.get(EXCHANGE)
         self.begun = False
+        self.also: Headers = []
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.begun = True
+            if self.also:
+                message = {**message, "headers": [*message["headers"], *self.also]}
         elif self._head_only and message["type"] == "http.response.body":
             message = {**message, "body": b""}
         await self._send(message)
+
+    async def whole(self, status: int, fields: Headers, lines: bytes, body: bytes) -> None:
+        """A whole answer in one piece, where the server takes one.
+
+        ``lines`` are more fields, as they go on the wire; they or ``fields`` hold the length of
+        the body. Nobody else may send anything for this request.
+        """
+        if self.also:
+            fields = [*fields, *self.also]
+        if self._head_only:
+            body = b""
+        self.begun = True
+        if self._exchange is not None:
+            await self._exchange.answer(status, fields, lines, body)
+            return
+        named = [line.partition(b": ") for line in lines.split(b"\r\n") if line]
+        headers = [*fields, *((name, value) for name, _, value in named)]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    def body_that_came(self) -> bytes | None:
+        """The request's whole body if it is here already; None: it is to be received."""
+        found: bytes | None = None
+        if self._exchange is not None:
+            found = self._exchange.whole_body()
+        return found
 
 
 def _check_size(headers: Collection[tuple[bytes, bytes]], limit: int) -> None:
@@ -122,7 +158,7 @@ def _check_size(headers: Collection[tuple[bytes, bytes]], limit: int) -> None:
         )
 
 
-async def _refuse(answered: _Answered, problem: Problem, request_id: str) -> None:
+async def _refuse(answered: Outgoing, problem: Problem, request_id: str) -> None:
     """Answer with a problem. Once an answer has begun nothing is sent: ending the application in
     the middle makes the server cut the connection, which is what the caller must see."""
     if answered.begun:
@@ -155,10 +191,13 @@ def problem_answer(problem: Problem, request_id: str) -> tuple[int, Headers, byt
 
 def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     """The length a request states for its body (``check_framing`` has seen it)."""
-    for name, value in headers:
-        if name == b"content-length":
-            return int(value)
-    return None
+    stated = first(headers, b"content-length")
+    return int(stated) if stated else None
+
+
+def has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request says that a body follows (RFC 9112 section 6.3: else there is none)."""
+    return bool(values(headers, b"content-length") or values(headers, b"transfer-encoding"))
 
 
 async def stream_body(
@@ -172,7 +211,7 @@ async def stream_body(
     """
     stated = content_length(headers)
     if stated is not None and stated > limit:
-        raise _too_large(limit)
+        raise too_large(limit)
     loop = asyncio.get_running_loop()
     last_s = loop.time() + BODY_TOTAL_S
     size = 0
@@ -194,20 +233,21 @@ async def stream_body(
         more = message.get("more_body", False)
         size += len(piece)
         if size > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         if piece:
             yield piece
 
 
 async def read_body(receive: Receive, headers: Iterable[tuple[bytes, bytes]], limit: int) -> bytes:
     """A request's whole body. Raises what ``stream_body`` raises."""
-    if content_length(headers) is None and not any(n == b"transfer-encoding" for n, _ in headers):
-        return b""  # RFC 9112 section 6.3: without either there is none
+    if not has_body(headers):
+        return b""
     pieces = [piece async for piece in stream_body(receive, headers, limit)]
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _too_large(limit: int) -> Problem:
+def too_large(limit: int) -> Problem:
+    """The refusal of a body above ``limit`` bytes."""
     # Closing spares both sides the rest of a body that nobody wants.
     return Problem(
         "body_too_large",

@@ -50,10 +50,17 @@ class Node:
     accounts: OrderedDict[tuple[str, str], int] = field(default_factory=OrderedDict)
     # Holds of calls in flight, whose leases this process renews (gateway/proxy/leases.py).
     in_flight: dict[int, ledger.HoldRow] = field(default_factory=dict)
+    # The origin that signatures are bound to: of ``public_url``.
+    authority: str = field(init=False)
+    scheme: str = field(init=False)
     # What the database's clock is ahead of ours, read again every few seconds.
     clock_ahead_ms: int = 0
     # Set when the process has been told to stop.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.authority = self.settings.server.authority
+        self.scheme = self.settings.server.scheme
 
     def now_ms(self) -> int:
         """The clock that decides: the database's, so that several nodes agree. Milliseconds.

@@ -75,7 +75,8 @@ MAY_USE_ANVIL = ("gateway/demo/", "gateway/cli.py")
 
 # Inside gateway: a module may import its own row and those above it in this list.
 LAYERS = [
-    "db db_sqlite db_postgres cache limits config config_rules settings forms errors money observe",
+    "db db_sqlite db_postgres cache limits config config_rules settings forms fields errors"
+    " money observe",
     "ledger pricing notices",
     "plans payments accounts discovery migrations",
     "proxy web node own middleware",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -67,8 +66,6 @@ def refused(error: ChainError) -> Problem:
 
 def content_hash(*parts: bytes) -> bytes:
     """SHA-256 over parts with their lengths, so that no two different requests hash alike."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(struct.pack(">Q", len(part)))
-        digest.update(part)
-    return digest.digest()
+    return hashlib.sha256(
+        b"".join([each for part in parts for each in (len(part).to_bytes(8, "big"), part)])
+    ).digest()

@@ -14,6 +14,7 @@ from typing import Any, Final
 from chain.errors import Rejected
 from chain.schemes import eip3009
 from gateway.errors import Problem
+from gateway.fields import by_name
 from wallet_auth.strict import base64_bytes, json_object
 
 PAYMENT_HEADERS: Final = (b"payment-signature", b"x-payment", b"payment")
@@ -42,7 +43,8 @@ class Presented:
 
 def payment_header(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     """The one payment header of a request, or None. Raises ``Problem("identity_conflict")``."""
-    found = [value for name, value in headers if name in PAYMENT_HEADERS]
+    named = by_name(headers)
+    found = [value for name in PAYMENT_HEADERS for value in named.get(name, ())]
     if len(found) > 1:
         raise Problem("identity_conflict", "The request carries more than one payment.")
     return found[0].strip() if found and found[0].strip() else None

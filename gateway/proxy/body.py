@@ -8,11 +8,12 @@ the memory a request takes does not grow with its body.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import IO, Any, Final
 
-from gateway.middleware import content_length, stream_body
+from gateway.middleware import has_body, stream_body, too_large
 from wallet_auth.request import DIGESTS
 
 PIECE_BYTES: Final = 256 << 10
@@ -58,6 +59,12 @@ class Body:
             self._file.close()
 
 
+async def _one(body: bytes, limit: int) -> AsyncIterator[bytes]:
+    if len(body) > limit:
+        raise too_large(limit)
+    yield body
+
+
 async def read(
     receive: Receive,
     headers: Sequence[tuple[bytes, bytes]],
@@ -65,20 +72,29 @@ async def read(
     limit: int,
     memory: int,
     algorithms: Iterable[str] = (),
+    came: bytes | None = None,
 ) -> Body:
     """Read a body of at most ``limit`` bytes, of which ``memory`` stay in memory.
 
-    ``algorithms``: what to hash it with besides ``CONTENT_DIGEST`` (names of RFC 9530). Raises
-    what ``stream_body`` raises, and ``OSError`` when the disk is full.
+    ``algorithms``: what to hash it with besides ``CONTENT_DIGEST`` (names of RFC 9530). ``came``:
+    the whole of it, if it is here already. Raises what ``stream_body`` raises, and ``OSError``
+    when the disk is full.
     """
-    if content_length(headers) is None and not any(n == b"transfer-encoding" for n, _ in headers):
-        return Body(b"", None, 0, _OF_NOTHING)  # RFC 9112 section 6.3: without either there is none
+    if not has_body(headers):
+        return Body(b"", None, 0, _OF_NOTHING)
+    if came is not None and len(came) <= limit and len(came) <= memory:
+        digests = {CONTENT_DIGEST: hashlib.sha256(came).digest()}
+        for name in algorithms:
+            if name not in digests:
+                digests[name] = DIGESTS[name](came).digest()
+        return Body(came, None, len(came), digests)
+    pieces_of = stream_body(receive, headers, limit) if came is None else _one(came, limit)
     hashes = {name: DIGESTS[name]() for name in {CONTENT_DIGEST, *algorithms}}
     pieces: list[bytes] = []
     size = waiting = 0
     file: IO[bytes] | None = None
     try:
-        async for piece in stream_body(receive, headers, limit):
+        async for piece in pieces_of:
             for each in hashes.values():
                 each.update(piece)
             pieces.append(piece)

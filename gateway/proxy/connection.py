@@ -31,7 +31,7 @@ def request_head(method: str, target: bytes, headers: Sequence[tuple[bytes, byte
     so it is checked where the bytes are made.
     """
     lines = [method.encode("ascii") + b" " + target + b" HTTP/1.1"]
-    lines.extend(name + b": " + value for name, value in headers)
+    lines.extend([b"%b: %b" % field for field in headers])
     head = b"\r\n".join(lines) + b"\r\n\r\n"
     breaks = len(lines) + 1
     spaced = b" " in target or b" " in method.encode()
@@ -110,6 +110,16 @@ class Connection(asyncio.Protocol):
         self._chunks.clear()
         self._buffered = 0
         self._resume_reading()
+        return data
+
+    def take(self, limit: int) -> bytes | None:
+        """All that has come of the body and was not read; None if it is more than ``limit`` or
+        the exchange broke."""
+        if self.error is not None or self._buffered > limit:
+            return None
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        self._buffered = 0
         return data
 
     def _resume_reading(self) -> None:

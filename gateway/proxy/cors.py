@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from gateway.fields import by_name
+
 Headers = list[tuple[bytes, bytes]]
 
 ALLOWED: Final = (
@@ -35,7 +37,7 @@ def is_preflight(method: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """OPTIONS with ``Origin`` and ``Access-Control-Request-Method``."""
     if method != "OPTIONS":
         return False
-    names = {name for name, _ in headers}
+    names = by_name(headers)
     return b"origin" in names and b"access-control-request-method" in names
 
 
@@ -59,6 +61,15 @@ def preflight_headers(methods: Sequence[str], headers: Iterable[tuple[bytes, byt
     ]
 
 
+ALLOW_ORIGIN: Final = b"access-control-allow-origin"
+OPEN_TO_ALL: Final = (
+    b"access-control-allow-origin: *\r\naccess-control-expose-headers: "
+    + EXPOSED.encode()
+    + b"\r\n"
+)
+"""What ``expose`` adds where nothing names an origin, as it goes on the wire."""
+
+
 def expose(headers: Headers) -> Headers:
     """An answer's headers with ours made readable to a page of any origin.
 
@@ -66,6 +77,6 @@ def expose(headers: Headers) -> Headers:
     (it may name one origin); only the list of readable headers grows.
     """
     listed = (b"access-control-expose-headers", EXPOSED.encode())
-    if any(name == b"access-control-allow-origin" for name, _ in headers):
+    if any(name == ALLOW_ORIGIN for name, _ in headers):
         return [*headers, listed]
     return [*headers, (b"access-control-allow-origin", b"*"), listed]

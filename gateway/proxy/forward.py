@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 from gateway import ledger
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.limits import Client
+from gateway.middleware import Outgoing
 from gateway.money import format_credits
 from gateway.node import Behind, Node, unavailable
-from gateway.proxy import cors, headers, leases, location, outcome, replies
+from gateway.proxy import cors, headers, location, outcome, replies
 from gateway.proxy.body import Body
 from gateway.proxy.pace import ended_uncharged
 from gateway.proxy.routes_table import Route, upstream_target
@@ -31,28 +32,28 @@ from gateway.proxy.upstream import Answer, Timeouts, open_upstream
 from wallet_auth import Signer
 
 Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
 Fields = Sequence[tuple[bytes, bytes]]
 # An answer of unknown length that is whole by then is answered with its charge, as short ones are;
 # else it is a stream, and its caller should not wait for us to find out how long it gets.
 STREAM_AFTER_S: Final = 0.05
 # Never stored with an answer: it would be given to whoever repeats the request.
 _NOT_STORED = frozenset((b"set-cookie", b"content-length", b"date", b"server"))
+_BOUND: Final = (b"farebox-auth", b"bound")
+_PAID: Final = (b"farebox-auth", b"payment")
+_FROM_CREDITS: Final = (("Farebox-Paid-From", "credits"),)
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(NamedTuple):
     """The caller's request as it goes up: the same raw bytes that were priced and signed."""
 
     route: Route
     target: Target
     headers: Fields
-    body: Body = field(repr=False)
+    body: Body
     client: Client
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """The right to run a call once: its hold, who it is for, and the payment that came with it."""
 
     hold: ledger.HoldRow
@@ -61,40 +62,47 @@ class Ticket:
     receipt: replies.Receipt | None
 
 
-async def run(node: Node, incoming: Incoming, ticket: Ticket, receive: Receive, send: Send) -> None:
+async def run(
+    node: Node, incoming: Incoming, ticket: Ticket, receive: Receive, send: Outgoing
+) -> None:
     """Run a call that is held and answer it. Whatever happens, the hold ends here.
 
     ``receive`` is read no more for the request, only to notice that the caller hangs up.
     """
     call = _Call(node, incoming.route, ticket, receive, send)
-    with leases.keep(node, ticket.hold):
-        try:
-            async with _open(node, incoming, ticket) as answer:
-                await call.relay(answer)
-        except Problem as problem:
-            await call.failed(problem)
-        except BaseException:
-            # A fault of ours or a cancelled task: nothing was delivered whole, so nothing is
-            # charged. If even this cannot be written the sweeper does it.
-            await call.void("gateway_error", None)
-            raise
-        finally:
-            if not call.charged:
-                ended_uncharged(node, ticket.hold.account_id, incoming.client)
+    hold = ticket.hold
+    node.in_flight[hold.id] = hold  # from here its lease is renewed (leases.py)
+    try:
+        async with _open(node, incoming, ticket) as answer:
+            await call.relay(answer)
+    except Problem as problem:
+        await call.failed(problem)
+    except BaseException:
+        # A fault of ours or a cancelled task: nothing was delivered whole, so nothing is
+        # charged. If even this cannot be written the sweeper does it.
+        await call.void("gateway_error", None)
+        raise
+    finally:
+        node.in_flight.pop(hold.id, None)
+        if not call.charged:
+            ended_uncharged(node, hold.account_id, incoming.client)
 
 
 def _open(node: Node, incoming: Incoming, ticket: Ticket) -> open_upstream:
-    route = incoming.route
+    route, hold = incoming.route, ticket.hold
     behind = node.upstreams[route.upstream]
-    ours = [
-        (b"farebox-auth", b"bound" if ticket.signer is not None else b"payment"),
-        (b"farebox-request-id", ticket.hold.request_id.encode("latin-1")),
-    ]
+    request_id = (b"farebox-request-id", hold.request_id.encode("latin-1"))
     if ticket.signer is not None:
-        ours.append((b"farebox-wallet", ticket.signer.address.encode()))
-        ours.append((b"farebox-account", str(ticket.hold.account_id).encode()))
-    elif ticket.receipt is not None:
-        ours.append((b"farebox-payer", (ticket.receipt.payment.payer or "").encode()))
+        ours = [
+            _BOUND,
+            request_id,
+            (b"farebox-wallet", ticket.signer.address.encode()),
+            (b"farebox-account", b"%d" % hold.account_id),
+        ]
+    else:
+        ours = [_PAID, request_id]
+        if ticket.receipt is not None:
+            ours.append((b"farebox-payer", (ticket.receipt.payment.payer or "").encode()))
     fields = incoming.headers
     if route.failed_if.by_content:
         fields = outcome.without_parts(fields)
@@ -102,7 +110,7 @@ def _open(node: Node, incoming: Incoming, ticket: Ticket) -> open_upstream:
     return open_upstream(
         node.client,
         behind.origin,
-        ticket.hold.method,
+        hold.method,
         upstream_target(route, behind.origin.base_path, incoming.target),
         headers=headers.request_headers(
             fields,
@@ -120,20 +128,22 @@ def _open(node: Node, incoming: Incoming, ticket: Ticket) -> open_upstream:
 def timeouts_of(node: Node, behind: Behind, route: Route) -> Timeouts:
     """A route's own limit, else its upstream's, else the gateway's."""
     server = node.settings.server
-    total_s = route.timeout_s or behind.settings.timeout_s or server.upstream_timeout_s
-    return Timeouts(
-        connect_s=behind.settings.connect_timeout_s or server.upstream_connect_timeout_s,
-        first_byte_s=total_s,
-        idle_s=total_s,
-        total_s=total_s,
+    return _timeouts(
+        behind.settings.connect_timeout_s or server.upstream_connect_timeout_s,
+        route.timeout_s or behind.settings.timeout_s or server.upstream_timeout_s,
     )
+
+
+@lru_cache(maxsize=1_000)  # as many as the configuration has
+def _timeouts(connect_s: int, total_s: int) -> Timeouts:
+    return Timeouts(connect_s=connect_s, first_byte_s=total_s, idle_s=total_s, total_s=total_s)
 
 
 class _Call:
     """One call under a hold, from the upstream's head to the end of the hold."""
 
     def __init__(
-        self, node: Node, route: Route, ticket: Ticket, receive: Receive, send: Send
+        self, node: Node, route: Route, ticket: Ticket, receive: Receive, send: Outgoing
     ) -> None:
         self._node = node
         self._route = route
@@ -159,6 +169,10 @@ class _Call:
         if outcome.streams(answer.headers):
             await self._streamed(answer, b"")
             return
+        at_hand = answer.at_hand(limit)
+        if at_hand is not None:
+            await self._whole(answer, at_hand)
+            return
         within_s = STREAM_AFTER_S if answer.content_length is None else None
         body, whole = await answer.read(limit, within_s=within_s)
         if whole and len(body) <= limit:
@@ -174,11 +188,15 @@ class _Call:
         length = len(body)
         if self._ticket.hold.method == "HEAD" and answer.content_length is not None:
             length = answer.content_length
-        fields += self._receipt(closed)
-        if not (answer.status in (204, 304) or 100 <= answer.status < 200):
-            fields.append((b"content-length", str(length).encode()))
-        await self._start(answer.status, fields)
-        await self._send({"type": "http.response.body", "body": body})
+        lines = self._receipt(closed)
+        if answer.status not in (204, 304):
+            lines += b"content-length: %d\r\n" % length
+        if any(name == cors.ALLOW_ORIGIN for name, _ in fields):
+            fields = cors.expose(fields)
+        else:
+            lines += cors.OPEN_TO_ALL
+        self._started = True
+        await self._send.whole(answer.status, fields, lines, body)
 
     async def _streamed(self, answer: Answer, first: bytes) -> None:
         """Too long to keep back: it starts under the durable hold, its end waits for the charge."""
@@ -226,6 +244,8 @@ class _Call:
         self, answer: Answer, body: bytes | None, *, caller_was_slow: bool = False
     ) -> str | None:
         """Why an answer that came to its end is not charged; None for success."""
+        if self._route.failed_if.by_status_alone:
+            return outcome.status_reason(self._route.failed_if, answer.status)
         ended = outcome.Ended(
             method=self._ticket.hold.method,
             status=answer.status,
@@ -250,12 +270,10 @@ class _Call:
         kind = (("content-type", "application/problem+json"), ("cache-control", "private"))
         answer = ledger.Answer(problem.status, kind, body)
         closed = await self.void(reason or problem.code, answer)
-        fields = _encoded(kind) + self._receipt(closed)
-        fields += _encoded(tuple(problem.headers.items()))
+        fields = _encoded(kind) + _encoded(tuple(problem.headers.items()))
         fields.append((b"content-length", str(len(body)).encode()))
-        await self._start(problem.status, fields)
-        head_only = hold.method == "HEAD"
-        await self._send({"type": "http.response.body", "body": b"" if head_only else body})
+        self._started = True
+        await self._send.whole(problem.status, cors.expose(fields), self._receipt(closed), body)
 
     async def void(self, reason: str, answer: ledger.Answer | None) -> ledger.Closed | None:
         """End the hold without a charge. None: it cannot be written now, the sweeper will."""
@@ -282,19 +300,22 @@ class _Call:
         # what is not charged is not delivered as if it were.
         raise Problem("outcome_unknown", "The call took longer than its hold lasted.")
 
-    def _receipt(self, closed: ledger.Closed | None) -> list[tuple[bytes, bytes]]:
+    def _receipt(self, closed: ledger.Closed | None) -> bytes:
+        """What the call cost, as header lines."""
         hold = self._ticket.hold
         if closed is None:
             # Not written now, or not known to be: v1/requests/{id} and a repeat will tell.
-            return _encoded((("Farebox-Request-Id", hold.request_id), *self._paid_from()))
-        charged = closed.transfer.amount_units
-        pairs = replies.charge_headers(self._node, hold, charged, closed.balance.available_units)
-        return _encoded((*pairs, *self._paid_from()))
+            pairs: replies.Pairs = (("Farebox-Request-Id", hold.request_id),)
+        else:
+            charged, available = closed.transfer.amount_units, closed.balance.available_units
+            pairs = replies.charge_headers(self._node, hold, charged, available)
+        text = "".join([f"{name}: {value}\r\n" for name, value in (*pairs, *self._paid_from())])
+        return text.encode("latin-1")
 
     def _paid_from(self) -> tuple[tuple[str, str], ...]:
         receipt = self._ticket.receipt
         if receipt is None:
-            return (("Farebox-Paid-From", "credits"),)
+            return _FROM_CREDITS
         return (("Farebox-Paid-From", "settlement"), *receipt.headers)
 
     async def _start(self, status: int, fields: list[tuple[bytes, bytes]]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from gateway.errors import Problem
+from gateway.fields import values
 from gateway.middleware import content_length, stream_body
 from gateway.node import Node
 from gateway.proxy import cors, headers, location
@@ -31,7 +32,7 @@ async def serve(  # noqa: PLR0917  (an ASGI call and what it was matched to)
     incoming = scope["headers"]
     length = content_length(incoming)
     body: AsyncIterator[bytes] | None = None
-    if length or any(name == b"transfer-encoding" for name, _ in incoming):
+    if length or values(incoming, b"transfer-encoding"):
         body = stream_body(receive, incoming, node.settings.server.max_body_bytes)
     async with open_upstream(
         node.client,

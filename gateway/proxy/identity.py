@@ -6,13 +6,14 @@ An identity that is present and fails ends the request; nothing weaker is tried 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from chain.errors import ChainError
 from gateway import ledger
 from gateway.errors import NextAction, Problem
+from gateway.fields import by_name, values
 from gateway.node import Node, unavailable
-from gateway.payments.wire import Presented, decode, payment_header
+from gateway.payments.wire import PAYMENT_HEADERS, Presented, decode, payment_header
 from gateway.proxy.headers import is_our_key
 from gateway.proxy.target import Target
 from wallet_auth import AuthError, SignedRequest, Signer, verify
@@ -23,8 +24,7 @@ _ACCEPT_SIGNATURE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """What a request proved. ``signer`` is a bound identity, ``presented`` a payment; both may
     be None (nobody), and both may be there when they are of one wallet."""
 
@@ -41,19 +41,28 @@ class Caller:
         return self.signer.address, chain
 
 
+NOBODY: Final = Caller(None, None, None)
+# Whoever says who he is, or pays, does it in one of these.
+_SAYING: Final = frozenset((b"signature-input", b"authorization", b"idempotency-key"))
+
+
 async def identify(node: Node, method: str, target: Target, headers: Headers, now_s: int) -> Caller:
     """Parse and check everything that says who is calling. Raises ``Problem``.
 
     The body has not been read: ``wallet_auth.check_body`` compares it with the signed digest.
     """
+    named = by_name(headers)
+    if named.keys().isdisjoint(_SAYING) and named.keys().isdisjoint(PAYMENT_HEADERS):
+        return NOBODY
     presented = None
-    signer = await _signer(node, method, target, headers, now_s)
+    signer = None
+    if b"signature-input" in named:
+        signer = await _signer(node, method, target, headers, now_s)
     raw = payment_header(headers)
     if raw is not None:
         presented = decode(raw)
-    for name, value in headers:
-        if name == b"authorization" and is_our_key(value):
-            raise Problem("identity_unsupported", "Keys are not issued here yet: sign the request.")
+    if any(is_our_key(value) for value in named.get(b"authorization", ())):
+        raise Problem("identity_unsupported", "Keys are not issued here yet: sign the request.")
     if signer is not None and presented is not None:
         payer = presented.authorization.from_
         if payer != signer.address:
@@ -65,7 +74,7 @@ async def identify(node: Node, method: str, target: Target, headers: Headers, no
 
 
 def _alias(headers: Headers) -> str | None:
-    found = [value for name, value in headers if name == b"idempotency-key"]
+    found = values(headers, b"idempotency-key")
     if not found:
         return None
     text = found[0].decode("latin-1").strip()
@@ -77,14 +86,12 @@ def _alias(headers: Headers) -> str | None:
 async def _signer(
     node: Node, method: str, target: Target, headers: Headers, now_s: int
 ) -> Signer | None:
-    server = node.settings.server
     request = SignedRequest(
         method=method,
         target=target.raw,
-        authority=server.authority,
-        scheme=server.scheme,
-        headers=tuple(headers),
-        body=None,
+        authority=node.authority,
+        scheme=node.scheme,
+        index=by_name(headers),
     )
     try:
         return await verify(request, now_s, node.eth_call)

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from gateway import ledger
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.ledger.sweep import renew
 from gateway.node import Node
 
 
-@contextmanager
-def keep(node: Node, hold: ledger.HoldRow) -> Iterator[None]:
-    """While inside, the hold's lease is renewed by ``renewing``."""
-    node.in_flight[hold.id] = hold
-    try:
-        yield
-    finally:
-        node.in_flight.pop(hold.id, None)
-
-
 async def renewing(node: Node) -> None:
-    """Renew the leases of this process's long calls, in one transaction each round, and look at
-    the database's clock.
+    """Renew the leases of this process's long calls (``node.in_flight``), in one transaction each
+    round, and look at the database's clock.
 
     A call shorter than a third of the lease never comes up here. A round that fails is tried
     again before the lease is over; if the database stays away, the holds lapse, which is what a

@@ -54,10 +54,16 @@ class Rules:
     without: tuple[Member, ...] = ()
     having: tuple[Member, ...] = ()
 
-    @property
-    def by_content(self) -> bool:
-        """Whether an answer's body can decide."""
-        return self.empty or bool(self.without or self.having)
+    by_content: bool = field(init=False)
+    """Whether an answer's body can decide."""
+    by_status_alone: bool = field(init=False)
+    """Whether nothing but an answer's status can decide."""
+
+    def __post_init__(self) -> None:
+        by_content = self.empty or bool(self.without or self.having)
+        object.__setattr__(self, "by_content", by_content)
+        alone = not by_content and self.slower_than_s is None
+        object.__setattr__(self, "by_status_alone", alone)
 
 
 def rules_of(settings: FailedIf) -> Rules:
@@ -85,8 +91,11 @@ class Ended:
 
 def status_reason(rules: Rules, status: int) -> str | None:
     """Why an answer of this status is not charged, whatever it holds; None if it may be."""
-    if status >= 500 or any(first <= status <= last for first, last in rules.statuses):
+    if status >= 500:
         return f"upstream_status_{status}"
+    for first, last in rules.statuses:
+        if first <= status <= last:
+            return f"upstream_status_{status}"
     return None
 
 
@@ -102,7 +111,10 @@ def reason(rules: Rules, answer: Ended) -> str | None:
 
 def streams(headers: Fields) -> bool:
     """Whether an answer is a stream of events (WHATWG HTML, server-sent events)."""
-    return any(_is(value, b"text/event-stream") for value in _values(headers, b"content-type"))
+    for name, value in headers:
+        if name.lower() == b"content-type" and _is(value, b"text/event-stream"):
+            return True
+    return False
 
 
 def without_parts(headers: Fields) -> Fields:

@@ -80,16 +80,9 @@ class Pace:
                 standing,
             )
 
-    def told(self, send: Send) -> Send:
-        """``send`` that adds the fields to the answer."""
-
-        async def with_fields(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                ours = [(n.lower().encode(), v.encode()) for n, v in self.fields.items()]
-                message = {**message, "headers": [*message["headers"], *ours]}
-            await send(message)
-
-        return with_fields
+    def told(self) -> list[tuple[bytes, bytes]]:
+        """The fields as every answer to a counted request carries them."""
+        return [(name.lower().encode(), value.encode()) for name, value in self.fields.items()]
 
 
 def refuse_uncharged(node: Node, account_id: int | None, client: Client) -> None:

@@ -11,14 +11,15 @@ a ``retry_safe`` route whose gateway died in the middle: there the same request 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from chain.errors import ChainError
 from gateway import ledger
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
+from gateway.fields import by_name, first
 from gateway.limits import Client
+from gateway.middleware import Outgoing
 from gateway.money import format_usd, parse_usd
 from gateway.node import Node, unavailable
 from gateway.payments import challenge, offers, x402
@@ -36,14 +37,12 @@ from gateway.proxy.target import Target
 from wallet_auth import AuthError, check_digests
 
 Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
 # What of a request's headers decides what is asked, beside its body: RFC 9110 representation data
 # and the caller's own conditions.
 _ASKING = (b"content-type", b"content-encoding", b"farebox-max", b"farebox-run", b"farebox-quote")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request to a priced route, as far as it has been read."""
 
     route: Route
@@ -55,7 +54,7 @@ class Request:
     pace: Pace | None  # on routes with a rate limit
 
 
-async def serve(node: Node, request: Request, receive: Receive, send: Send) -> None:
+async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) -> None:
     """Answer a request to a priced route. Raises ``Problem`` for every refusal."""
     presented = None
     try:
@@ -65,13 +64,14 @@ async def serve(node: Node, request: Request, receive: Receive, send: Send) -> N
         presented = caller.presented
         if request.pace is not None:
             await request.pace.identified(caller)
+            send.also = request.pace.told()
         if presented is not None:
             node.rails.chain_of(presented)
     except Problem as refusal:
         raise _refused(node, request, _quote(request, None), presented, refusal) from None
     if caller.signer is None and presented is None:
         raise _challenge(node, request, _quote(request, None))
-    body = await _body(node, request, caller, receive)
+    body = await _body(node, request, caller, receive, send.body_that_came())
     try:
         taken = await _taken(node, request, caller, body)
         if isinstance(taken, replies.Reply):
@@ -85,7 +85,9 @@ async def serve(node: Node, request: Request, receive: Receive, send: Send) -> N
         body.close()
 
 
-async def _body(node: Node, request: Request, caller: Caller, receive: Receive) -> bodies.Body:
+async def _body(
+    node: Node, request: Request, caller: Caller, receive: Receive, came: bytes | None
+) -> bodies.Body:
     """The whole body. It is needed before the hold: a digest may have been signed, and the request
     id is burnt for these very bytes."""
     server = node.settings.server
@@ -96,6 +98,7 @@ async def _body(node: Node, request: Request, caller: Caller, receive: Receive) 
             limit=server.max_body_bytes,
             memory=server.body_memory_bytes,
             algorithms=() if caller.signer is None else [name for name, _ in caller.signer.digests],
+            came=came,
         )
     except OSError as error:
         raise Problem(
@@ -128,17 +131,15 @@ async def _taken(
 
 def _quote(request: Request, body: bytes | None) -> Quote:
     """``body`` None: it has not been read, or is longer than what is kept in memory."""
-
-    def header(name: bytes) -> bytes:
-        return next((value for key, value in request.headers if key == name), b"")
-
+    if request.route.fixed is not None:
+        return request.route.fixed
     return quote(
         request.route.price,
         PriceRequest(
             method=request.method,
             path=request.target.path,
             query=request.target.query,
-            content_type=header(b"content-type"),
+            content_type=first(request.headers, b"content-type"),
             body=body,
         ),
     )
@@ -162,11 +163,9 @@ def _within_ceiling(caller: Caller, price: Quote) -> None:
 
 
 def _content(request: Request, body: bodies.Body) -> bytes:
-    parts = [request.method.encode(), request.target.raw]
-    for name in _ASKING:
-        values = [value for key, value in request.headers if key == name]
-        parts.append(b"\x00".join(values))
-    return content_hash(*parts, body.content)
+    named = by_name(request.headers)
+    asking = [b"\x00".join(named[name]) if name in named else b"" for name in _ASKING]
+    return content_hash(request.method.encode(), request.target.raw, *asking, body.content)
 
 
 def _asked(request: Request, price: Quote) -> offers.Asked:

@@ -22,7 +22,7 @@ from typing import Final
 
 from gateway.config_rules import RESERVED
 from gateway.forms import RateLimit
-from gateway.pricing.quote import PriceRule
+from gateway.pricing.quote import PriceRequest, PriceRule, Quote, quote
 from gateway.pricing.rules import compile_price
 from gateway.proxy.outcome import Rules, rules_of
 from gateway.proxy.patterns import Pattern, compile_pattern, covers, loosened
@@ -62,6 +62,8 @@ class Route:
     retry_safe: bool
     timeout_s: int | None
     description: str
+    fixed: Quote | None = None
+    """The quote of every request, where no request can change it."""
 
     @property
     def public_pattern(self) -> str:
@@ -293,13 +295,16 @@ def _compile_route(
     upstream: Upstream, settings: RouteSettings, route_id: str
 ) -> tuple[Route, Pattern]:
     pattern = compile_pattern(settings.path)
+    price = compile_price(settings.price)
+    fixed = price.fixed_units is not None
     route = Route(
         id=route_id,
         upstream=upstream.name,
         mount=upstream.mount,
         method=settings.method,
         pattern=settings.path,
-        price=compile_price(settings.price),
+        price=price,
+        fixed=quote(price, PriceRequest("", b"", None, b"", None)) if fixed else None,
         rate_limit=settings.rate_limit,
         charge=settings.charge,
         failed_if=rules_of(settings.failed_if),

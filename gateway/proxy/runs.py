@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from gateway.errors import Problem
+from gateway.fields import values
 
 # What stands in a path without being encoded, so that GET v1/runs/{run} finds every run.
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}")
@@ -19,7 +20,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}")
 
 def run_of(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
     """The run a request belongs to. Raises ``Problem("invalid_request")`` for a bad name."""
-    found = [value for name, value in headers if name == b"farebox-run"]
+    found = values(headers, b"farebox-run")
     if not found:
         return None
     name = found[0].decode("latin-1").strip(" \t")

@@ -27,12 +27,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import Problem
+from gateway.fields import by_name
 
 RAW_TARGET: Final = "farebox.raw_target"
+_SHORT: Final = 256
 MAX_TARGET_BYTES: Final = 8_000  # the least RFC 9110 section 4.1 asks servers to take
 
 # RFC 3986 pchar without ";" and "%": what may stand in a segment as it is.
@@ -69,7 +72,7 @@ def from_scope(scope: Mapping[str, Any]) -> Target:
     if raw is None:
         query: bytes = scope.get("query_string") or b""
         raw = scope["raw_path"] + (b"?" + query if query else b"")
-    return parse(raw)
+    return _remembered(raw) if len(raw) <= _SHORT else parse(raw)
 
 
 def parse(raw: bytes) -> Target:
@@ -86,6 +89,10 @@ def parse(raw: bytes) -> Target:
     if query:
         _check_query(query)
     return Target(path, query, raw, decoded)
+
+
+# Bounded in number and size: most requests ask for one of a few targets. A refusal is not kept.
+_remembered: Final = lru_cache(maxsize=4_096)(parse)
 
 
 def _refuse(why: str) -> Problem:
@@ -139,25 +146,20 @@ def check_framing(headers: Iterable[tuple[bytes, bytes]], http_version: str) -> 
     Host fields, or none in HTTP/1.1. Raises ``Problem("invalid_request")`` that closes the
     connection, because where the next request begins is not known. Names are lower case.
     """
-    hosts = 0
-    length: bytes | None = None
-    coding: bytes | None = None
-    for name, value in headers:
-        if name == b"host":
-            hosts += 1
-        elif name == b"content-length":
-            if length is not None or _LENGTH.fullmatch(value) is None:
-                raise _unframed("Content-Length must be given once, in plain digits")
-            length = value
-        elif name == b"transfer-encoding":
-            if coding is not None or value.lower() != b"chunked":
-                raise _unframed("the only transfer coding accepted is 'chunked'")
-            coding = value
-    if coding is not None and length is not None:
-        raise _unframed("Content-Length and Transfer-Encoding exclude each other")
-    if coding is not None and http_version == "1.0":
-        raise _unframed("HTTP/1.0 has no Transfer-Encoding")
-    if hosts > 1 or (hosts == 0 and http_version == "1.1"):
+    named = by_name(headers)
+    lengths = named.get(b"content-length", ())
+    if lengths and (len(lengths) > 1 or _LENGTH.fullmatch(lengths[0]) is None):
+        raise _unframed("Content-Length must be given once, in plain digits")
+    codings = named.get(b"transfer-encoding", ())
+    if codings:
+        if len(codings) > 1 or codings[0].lower() != b"chunked":
+            raise _unframed("the only transfer coding accepted is 'chunked'")
+        if lengths:
+            raise _unframed("Content-Length and Transfer-Encoding exclude each other")
+        if http_version == "1.0":
+            raise _unframed("HTTP/1.0 has no Transfer-Encoding")
+    hosts = len(named.get(b"host", ()))
+    if hosts != 1 and (hosts or http_version == "1.1"):
         raise _unframed("Host must be given exactly once")
 
 

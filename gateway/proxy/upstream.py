@@ -62,6 +62,11 @@ class Answer:
         """Whether the whole body has arrived (it may not have been read yet)."""
         return self._connection.complete
 
+    def at_hand(self, limit: int) -> bytes | None:
+        """The whole body, if all of it is here and no longer than ``limit``; nothing is waited
+        for. None: read it."""
+        return self._connection.take(limit) if self._connection.complete else None
+
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes, undecoded. Raises ``Problem`` if it ends badly."""
         while data := await self._next():

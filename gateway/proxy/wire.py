@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import h11
@@ -27,6 +28,7 @@ from gateway.proxy.target import RAW_TARGET
 
 HEAD_BYTES: Final = 64 * 1024
 HEAD_TIMEOUT_S: Final = 20
+_LOOK_EVERY_S: Final = 2
 
 _TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
@@ -35,14 +37,58 @@ _TOO_LARGE: Final = (
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-class _Head:
+class _Watch:
+    """Calls back when a moment is reached that has not been put off or called off.
+
+    One timer stands for all waits of a connection, and looks every other second whether the
+    moment has come: setting and cancelling one for every request would cost more than its head.
+    """
+
+    __slots__ = ("_call", "_deadline_s", "_loop", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline_s: float | None = None
+        self._call: Callable[[], None] | None = None
+
+    def within(self, seconds: float, call: Callable[[], None]) -> None:
+        self._deadline_s = self._loop.time() + seconds
+        self._call = call
+        if self._timer is None:
+            self._timer = self._loop.call_later(min(seconds, _LOOK_EVERY_S), self._look)
+
+    def off(self) -> None:
+        """Nothing is waited for; the timer ends when it looks next."""
+        self._deadline_s = None
+
+    def end(self) -> None:
+        """The connection is gone."""
+        self._deadline_s = self._call = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._deadline_s is None:
+            return
+        left_s = self._deadline_s - self._loop.time()
+        if left_s > 0:
+            self._timer = self._loop.call_later(min(left_s, _LOOK_EVERY_S), self._look)
+        elif self._call is not None:
+            self._deadline_s = None
+            self._call()
+
+
+class Head:
     """How much of the head being read has come, and until when the rest may."""
 
-    __slots__ = ("bytes_read", "number", "open", "owner", "timer")
+    __slots__ = ("bytes_read", "number", "open", "owner", "watch")
 
     def __init__(self, owner: Any) -> None:
         self.owner = owner
-        self.timer: asyncio.TimerHandle | None = None
+        self.watch = _Watch(owner.loop)
         self.bytes_read = 0
         self.number = 0
         self.open = False
@@ -52,13 +98,11 @@ class _Head:
             self.open = True
             self.number += 1
             self.bytes_read = 0
-            self._arm()
+            self.watch.within(HEAD_TIMEOUT_S, self._late)
 
     def end(self) -> None:
         self.open = False
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        self.watch.off()
 
     def count(self, more: int) -> None:
         """Called after a read in which this head neither began nor ended: all of it was head."""
@@ -66,12 +110,10 @@ class _Head:
         if self.bytes_read > HEAD_BYTES:
             self._refuse(_TOO_LARGE)
 
-    def _arm(self) -> None:
-        self.timer = self.owner.loop.call_later(HEAD_TIMEOUT_S, self._late)
-
     def _late(self) -> None:
         if self._answering():
-            self._arm()  # a pipelined head must not cut off the answer before it
+            # A pipelined head must not cut off the answer before it.
+            self.watch.within(HEAD_TIMEOUT_S, self._late)
         else:
             self._refuse(_TOO_SLOW)
 
@@ -117,7 +159,7 @@ class RawH11(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.head = _Head(self)
+        self.head = Head(self)
         keeper = _TargetKeeper(h11.SERVER, config.h11_max_incomplete_event_size or HEAD_BYTES)
         keeper.owner = self
         self.conn = keeper
@@ -127,51 +169,8 @@ class RawH11(H11Protocol):
         self.head.begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.head.end()
+        self.head.watch.end()
         super().connection_lost(exc)
-
-
-def _httptools_protocol() -> type[asyncio.Protocol]:
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-    class RawHttpTools(HttpToolsProtocol):
-        """uvicorn's protocol on httptools (llhttp), the one used in production."""
-
-        def __init__(
-            self,
-            config: Config,
-            server_state: ServerState,
-            app_state: dict[str, Any],
-            _loop: asyncio.AbstractEventLoop | None = None,
-        ) -> None:
-            super().__init__(config, server_state, app_state, _loop)
-            self.head = _Head(self)
-
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(cast(asyncio.Transport, transport))
-            self.head.begin()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self.head.end()
-            super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            head = self.head
-            number = head.number if head.open else 0
-            super().data_received(data)
-            if head.open and head.number == number:
-                head.count(len(data))
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self.head.begin()
-
-        def on_headers_complete(self) -> None:
-            self.head.end()
-            self.scope["state"][RAW_TARGET] = self.url
-            super().on_headers_complete()
-
-    return RawHttpTools
 
 
 def protocol(name: str = "auto") -> type[asyncio.Protocol]:
@@ -179,7 +178,9 @@ def protocol(name: str = "auto") -> type[asyncio.Protocol]:
     if name == "auto":
         name = "httptools" if importlib.util.find_spec("httptools") else "h11"
     if name == "httptools":
-        return _httptools_protocol()
+        from gateway.proxy.wire_httptools import RawHttpTools
+
+        return RawHttpTools
     if name == "h11":
         return RawH11
     raise ValueError(f"there is no HTTP protocol {name!r}")

@@ -1,0 +1,166 @@
+"""uvicorn's protocol on httptools (llhttp), the one used in production: see ``wire.py``.
+
+Besides what that file promises it does less for each request: header fields are found by name as
+they are read (``gateway/fields.py``), one timer a connection stands for all its waits, and an
+answer that is whole leaves in one piece (``Exchange.answer``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+from urllib.parse import unquote_to_bytes
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+from uvicorn.server import ServerState
+
+from gateway.fields import EXCHANGE, Fields
+from gateway.proxy.target import RAW_TARGET
+from gateway.proxy.wire import Head
+
+
+class Exchange(RequestResponseCycle):
+    """uvicorn's request and answer, with a way to take and to give each of them whole."""
+
+    def whole_body(self) -> bytes | None:
+        """The request's body if all of it has come; else it is to be received."""
+        if self.more_body or self.waiting_for_100_continue or self.disconnected:
+            return None
+        body, self.body = bytes(self.body), bytearray()
+        self.message_event.clear()
+        return body
+
+    async def answer(
+        self, status: int, fields: Sequence[tuple[bytes, bytes]], lines: bytes, body: bytes
+    ) -> None:
+        """Send a whole answer at once.
+
+        ``lines`` are more header fields as they go on the wire. They or ``fields`` hold the
+        length of the body, and none of them is ``Connection``.
+        """
+        if self.response_started:
+            raise RuntimeError("the answer has begun already")
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        named = [b"%b: %b\r\n" % field for field in (*self.default_headers, *fields)]
+        head = b"".join(named)
+        # Whoever wrote a line break into a field would write the next answer as well.
+        if head.count(b"\n") != len(named) or head.count(b"\r") != len(named) or b"\0" in head:
+            raise RuntimeError("a line break or NUL in a header field")
+        close = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        self.transport.write(b"".join((STATUS_LINE[status], head, lines, close, body)))
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+
+class RawHttpTools(HttpToolsProtocol):
+    """uvicorn's protocol on httptools (llhttp), the one used in production."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.head = Head(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
+        self.head.begin()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.head.watch.end()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        head = self.head
+        number = head.number if head.open else 0
+        super().data_received(data)
+        if head.open and head.number == number:
+            head.count(len(data))
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = Fields()
+        self.head.begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        cast(Fields, self.headers).add(name, value)
+
+    def on_headers_complete(self) -> None:
+        self.head.end()
+        parser, url = self.parser, self.url
+        version = parser.get_http_version()
+        raw_path, _, query = url.partition(b"?")
+        path = unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path
+        state = {**self.app_state, RAW_TARGET: url}
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": self.root_path,
+            "method": parser.get_method().decode("ascii"),
+            # For the framework's own routing only, which sees no target that
+            # ``gateway/proxy/target.py`` has not accepted.
+            "path": path.decode("utf-8", "replace"),
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self.headers,
+            "state": state,
+        }
+        self.scope = cast(Any, scope)
+        before = self.cycle
+        cycle = self.cycle = Exchange(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        state[EXCHANGE] = cycle
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, self.app)
+        else:  # pipelined
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        elif not self.head.open:
+            self.head.watch.within(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _unset_keepalive_if_required(self) -> None:
+        """The next head's own limit takes the place of this one."""
