@@ -1,14 +1,18 @@
 """What a request signature covers, and the bytes that come of it (RFC 9421 sections 2 and 2.5).
 
-Used by the verifier and by the signing half alike; tests hold it against two other makers.
+Used by the verifier and by the signing half alike; tests hold it against two other makers. Clients
+send the same component list with every request, so what a list means is worked out once (``Plan``).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Final
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final, NoReturn
 
+from wallet_auth import structured
 from wallet_auth.errors import AuthError
 from wallet_auth.request import Lines, SignedRequest, has_body
 
@@ -19,10 +23,52 @@ MUST_COVER: Final = {
 """Fields that decide about money or repeats: sent beside a signature, they must be part of it."""
 MAY_COVER: Final = ("farebox-run", "farebox-quote", "farebox-mandate")
 """Fields whose meaning is stronger when covered; sent once at most, like the ones above."""
-_ONCE: Final = tuple(name.encode() for name in (*MUST_COVER, *MAY_COVER))
+_ONCE_IN_ORDER: Final = tuple(name.encode() for name in (*MUST_COVER, *MAY_COVER))
+_ONCE: Final = frozenset(_ONCE_IN_ORDER)
+_DECISIVE: Final = tuple((name.encode(), name, code) for name, code in MUST_COVER.items())
 _ALWAYS: Final = ("@authority", "@method", "@path")
 _METHOD: Final = re.compile(r"[A-Z0-9!#$%&'*+\-.^_`|~]+")
 _TARGET: Final = re.compile(rb"/[!\"$-~]*")
+
+Source = Callable[[SignedRequest, str, Lines], str]
+"""The value of one component: of this request, under this authority, with these fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a list of components means: which must be there, and where each value comes from."""
+
+    names: tuple[str, ...]
+    listed: str
+    """The list in canonical form (RFC 8941 4.1.1.1)."""
+    covered: frozenset[str]
+    sources: tuple[Source, ...] = field(compare=False)  # they follow from the names
+    form: str
+    """The signature base up to its last line, with ``%s`` for each value."""
+    always: bool
+    """The components that every request has are all there."""
+
+
+def plan_of(names: tuple[str, ...]) -> Plan:
+    """The plan of a list of components. A component nobody knows is refused when it is asked for
+    its value, not here: what else is wrong with the request is said first."""
+    return (_remembered if len(names) <= _REMEMBERED_NAMES else _plan)(names)
+
+
+def _plan(names: tuple[str, ...]) -> Plan:
+    return Plan(
+        names=names,
+        listed=structured.serialize_names(names),
+        covered=frozenset(names),
+        sources=tuple(map(_source, names)),
+        form="".join(f'"{name.replace("%", "%%")}": %s\n' for name in names),
+        always=all(name in names for name in _ALWAYS),
+    )
+
+
+# A client sends the same list each time. Bounded in number and in length: lists come from outside.
+_REMEMBERED_NAMES: Final = 24
+_remembered = lru_cache(maxsize=256)(_plan)
 
 
 def required_components(request: SignedRequest, lines: Lines) -> list[str]:
@@ -43,9 +89,37 @@ def check_request(request: SignedRequest, lines: Lines) -> None:
         raise AuthError(
             "invalid_target", "The request target must be a path of visible ASCII characters."
         )
-    for name in _ONCE:
-        if len(lines.get(name, ())) > 1:
-            raise AuthError("invalid_request", f"{name.decode()} may be sent only once.")
+    if not _ONCE.isdisjoint(lines):
+        for name in _ONCE_IN_ORDER:
+            if len(lines.get(name, ())) > 1:
+                raise AuthError("invalid_request", f"{name.decode()} may be sent only once.")
+
+
+def check_coverage(plan: Plan, request: SignedRequest, lines: Lines) -> None:
+    """Refuse a signature that leaves out what this request needs covered."""
+    body = has_body(request, lines)
+    if not (
+        plan.always
+        and (b"?" not in request.target or "@query" in plan.covered)
+        and (not body or "content-digest" in plan.covered)
+    ):
+        required = required_components(request, lines)
+        missing = [name for name in required if name not in plan.covered]
+        raise AuthError(
+            "signature_missing_component",
+            f"The signature must also cover {', '.join(missing)}.",
+            params={"required": required, "missing": missing},
+        )
+    for raw, name, code in _DECISIVE:
+        if raw in lines and name not in plan.covered:
+            raise AuthError(
+                code,
+                f"The signature does not cover the {name} that was sent with it.",
+                params={
+                    "required": [*required_components(request, lines), name],
+                    "missing": [name],
+                },
+            )
 
 
 def signature_base(
@@ -62,50 +136,77 @@ def signature_base(
     requests, component lists or parameters never give the same bytes. Raises ``AuthError``
     ``signature_invalid`` for a component that is unknown, absent or not plain ASCII.
     """
-    rows = []
-    for name in components:
-        if name[0] == "@":
-            value = _derived(name, request, authority or request.authority)
-        else:
-            value = _field(name, lines)
-        rows.append(f'"{name}": {value}\n')
-    return ("".join(rows) + f'"@signature-params": {params}').encode("ascii")
+    return planned_base(plan_of(tuple(components)), request, params, lines, authority=authority)
 
 
-def _derived(name: str, request: SignedRequest, authority: str) -> str:
-    if name == "@query":
-        if request.query is None:
-            # RFC 9421 2.2.7 gives a lone "?" for no query and for an empty one; then one
-            # signature would be good for two targets. Here the component needs a query.
-            raise _refused(name, "The request has no query, yet @query is covered.")
-        return "?" + request.query.decode("ascii")
-    make = _DERIVED.get(name)
-    if make is None:
+def planned_base(
+    plan: Plan,
+    request: SignedRequest,
+    params: str,
+    lines: Lines,
+    *,
+    authority: str | None = None,
+) -> bytes:
+    """``signature_base`` for a list whose plan is known."""
+    host = authority or request.authority
+    values = tuple([source(request, host, lines) for source in plan.sources])
+    return f'{plan.form % values}"@signature-params": {params}'.encode("ascii")
+
+
+def _source(name: str) -> Source:
+    if name[0] != "@":
+        return _field(name)
+    known = _DERIVED.get(name)
+    if known is not None:
+        return known
+
+    def unknown(request: SignedRequest, authority: str, lines: Lines) -> NoReturn:
         raise _refused(name, f"The component {name} is not known here.")
-    return make(request, authority)
+
+    return unknown
 
 
-_DERIVED: Final[dict[str, Callable[[SignedRequest, str], str]]] = {
-    "@authority": lambda _, authority: authority,
-    "@method": lambda request, _: request.method,
-    "@path": lambda request, _: request.path.decode("ascii"),
-    "@scheme": lambda request, _: request.scheme,
-    "@request-target": lambda request, _: request.target.decode("ascii"),
-    "@target-uri": lambda request, authority: (
+def _query(request: SignedRequest, authority: str, lines: Lines) -> str:
+    _, mark, query = request.target.partition(b"?")
+    if not mark:
+        # RFC 9421 2.2.7 gives a lone "?" for no query and for an empty one; then one
+        # signature would be good for two targets. Here the component needs a query.
+        raise _refused("@query", "The request has no query, yet @query is covered.")
+    return "?" + query.decode("ascii")
+
+
+_DERIVED: Final[dict[str, Source]] = {
+    "@authority": lambda request, authority, lines: authority,
+    "@method": lambda request, authority, lines: request.method,
+    "@path": lambda request, authority, lines: request.target.partition(b"?")[0].decode("ascii"),
+    "@query": _query,
+    "@scheme": lambda request, authority, lines: request.scheme,
+    "@request-target": lambda request, authority, lines: request.target.decode("ascii"),
+    "@target-uri": lambda request, authority, lines: (
         f"{request.scheme}://{authority}{request.target.decode('ascii')}"
     ),
 }
 
 
-def _field(name: str, lines: Lines) -> str:
-    values = lines.get(name.encode())
-    if values is None:
-        raise _refused(name, f"The request has no {name} field, yet it is covered.")
-    text = ", ".join([value.strip(b" \t").decode("latin-1") for value in values])
-    # RFC 9421 allows tabs inside; implementations disagree on what becomes of them.
-    if not (text.isascii() and text.isprintable()):
-        raise _refused(name, f"The field {name} holds more than visible ASCII.")
-    return text
+def _field(name: str) -> Source:
+    raw = name.encode()
+
+    def value(request: SignedRequest, authority: str, lines: Lines) -> str:
+        values = lines.get(raw)
+        if values is None:
+            raise _refused(name, f"The request has no {name} field, yet it is covered.")
+        joined = (
+            values[0].strip(b" \t")
+            if len(values) == 1
+            else b", ".join([each.strip(b" \t") for each in values])
+        )
+        text = joined.decode("latin-1")
+        # RFC 9421 allows tabs inside; implementations disagree on what becomes of them.
+        if not (text.isascii() and text.isprintable()):
+            raise _refused(name, f"The field {name} holds more than visible ASCII.")
+        return text
+
+    return value
 
 
 def _refused(component: str, detail: str) -> AuthError:

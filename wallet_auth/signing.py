@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from coincurve import PrivateKey
 
 from wallet_auth import keys, structured
+from wallet_auth.claims import NONCE, PREFIX
 from wallet_auth.components import (
     MAY_COVER,
     MUST_COVER,
@@ -15,7 +16,7 @@ from wallet_auth.components import (
     required_components,
     signature_base,
 )
-from wallet_auth.erc8128 import LABEL, NONCE, POLICY, PREFIX
+from wallet_auth.erc8128 import LABEL, POLICY
 from wallet_auth.errors import AuthError
 from wallet_auth.request import DIGESTS, Lines, SignedRequest, has_body, lines_of, split_url
 

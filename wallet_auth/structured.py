@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import re
+from binascii import a2b_base64
 from typing import Final
 
 MAX_FIELD: Final = 8192
@@ -115,6 +116,21 @@ def byte_sequence(bare: str) -> bytes | None:
     if len(digits) % 4 == 1:
         return None
     return base64.b64decode(digits + "=" * (-len(digits) % 4))
+
+
+def only_bytes(value: bytes, key: bytes, size: int) -> bytes | None:
+    """The ``size`` bytes of a dictionary that is written ``key=:…:`` and nothing else.
+
+    ``None`` says nothing about the value: ``members`` and ``byte_sequence`` read every form.
+    """
+    begin, end = len(key) + 2, len(value) - 1
+    if end - begin != (size + 2) // 3 * 4 or value[end:] != b":" or value[:begin] != key + b"=:":
+        return None
+    try:
+        found = a2b_base64(value[begin:end], strict_mode=True)
+    except ValueError:
+        return None
+    return found if len(found) == size else None
 
 
 def serialize_names(components: list[str] | tuple[str, ...]) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from coincurve import PublicKey
 from eth_abi.abi import encode
 from eth_account import Account
 from eth_account.messages import encode_defunct, encode_typed_data
@@ -99,6 +102,49 @@ def test_only_v_27_and_28(v: int) -> None:
 )
 def test_malformed_signatures_recover_nothing(signature: bytes) -> None:
     assert keys.recover(DIGEST, signature) is None
+
+
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_a_digest_is_32_bytes(size: int) -> None:
+    """The library is handed a pointer and would read on."""
+    assert keys.recover(bytes(size), SIGNATURE) is None
+
+
+@given(
+    st.binary(min_size=32, max_size=32),
+    st.sampled_from([0, 1, keys.CURVE_ORDER - 1, keys.CURVE_ORDER, 2**256 - 1])
+    | st.integers(0, 2**256 - 1),
+    st.sampled_from([0, 1, keys.HALF_ORDER]) | st.integers(0, keys.HALF_ORDER),
+    st.sampled_from([27, 28]),
+)
+def test_recover_is_that_of_coincurve(digest: bytes, r: int, s: int, v: int) -> None:
+    """Its own objects give the same key, or none, for any strict signature: half of all r are no
+    point of the curve."""
+    compact = r.to_bytes(32, "big") + s.to_bytes(32, "big")
+    expected: str | None = None
+    with contextlib.suppress(ValueError):
+        expected = keys.address_of(
+            PublicKey.from_signature_and_message(compact + bytes((v - 27,)), digest, hasher=None)
+        )
+    assert keys.recover(digest, compact + bytes((v,))) == expected
+
+
+def test_recovering_shares_nothing_between_threads() -> None:
+    """The interpreter lets other threads run inside the library: each call has its own memory."""
+    made = [
+        (digest, keys.sign_digest(key, digest), keys.address_of(key))
+        for key in (keys.private_key(bytes([n]) * 32) for n in range(1, 9))
+        for digest in (keys.keccak256(secrets.token_bytes(8)),)
+    ]
+
+    def work(start: int) -> bool:
+        return all(
+            keys.recover(digest, signature) == address
+            for digest, signature, address in (made[(start + i) % len(made)] for i in range(200))
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
 
 
 @pytest.mark.parametrize(
