@@ -67,5 +67,5 @@ def refused(error: ChainError) -> Problem:
 def content_hash(*parts: bytes) -> bytes:
     """SHA-256 over parts with their lengths, so that no two different requests hash alike."""
     return hashlib.sha256(
-        b"".join([each for part in parts for each in (len(part).to_bytes(8, "big"), part)])
+        b"".join([len(part).to_bytes(8, "big") + part for part in parts])
     ).digest()

@@ -305,11 +305,16 @@ class _Call:
         hold = self._ticket.hold
         if closed is None:
             # Not written now, or not known to be: v1/requests/{id} and a repeat will tell.
-            pairs: replies.Pairs = (("Farebox-Request-Id", hold.request_id),)
+            text = f"farebox-request-id: {hold.request_id}\r\n"
         else:
-            charged, available = closed.transfer.amount_units, closed.balance.available_units
-            pairs = replies.charge_headers(self._node, hold, charged, available)
-        text = "".join([f"{name}: {value}\r\n" for name, value in (*pairs, *self._paid_from())])
+            per_usd = self._node.settings.credits.per_usd
+            text = (
+                f"farebox-request-id: {hold.request_id}\r\n"
+                f"farebox-charged: {format_credits(closed.transfer.amount_units, per_usd)}\r\n"
+                f"farebox-balance: {format_credits(closed.balance.available_units, per_usd)}\r\n"
+            )
+        for name, value in self._paid_from():
+            text += f"{name}: {value}\r\n"
         return text.encode("latin-1")
 
     def _paid_from(self) -> tuple[tuple[str, str], ...]:
@@ -327,9 +332,11 @@ class _Call:
 
 def _storable(fields: list[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
     return tuple(
-        (name.decode("latin-1"), value.decode("latin-1"))
-        for name, value in fields
-        if name not in _NOT_STORED and not name.startswith((b"farebox-", b"payment-", b"x-payment"))
+        [
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in fields
+            if name not in _NOT_STORED
+        ]
     )
 
 

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
+from gateway.fields import by_name
+
 Headers = list[tuple[bytes, bytes]]
 
 # RFC 9110 section 7.6.1 and its older relatives.
@@ -60,6 +62,8 @@ _RESPONSE_PREFIXES: Final = (
     b"ratelimit",
     b"x-accel-",
 )
+_OURS: Final = b"farebox-"
+_LOOKED_AT: Final = frozenset((b"authorization", b"cookie", b"signature", b"signature-input"))
 _COOKIE_PREFIX: Final = b"farebox"
 _BEARER: Final = b"bearer "
 _KEY_PREFIX: Final = b"fbx_"
@@ -69,12 +73,21 @@ _IDENTITY: Final = (
 _SHARED_CACHES: Final = frozenset(b"public s-maxage proxy-revalidate".split())
 
 
+# What is to be done with a field on its way up.
+_PASS: Final = 0
+_DROP: Final = 1
+_LOOK: Final = 2  # its value decides
+
+
 # Bounded: names come from callers. Most requests use the same few dozen.
 @lru_cache(maxsize=2_048)
-def _dropped_up(name: bytes) -> bool:
-    # WSGI and CGI servers make HTTP_X_WALLET of x-wallet and x_wallet alike.
+def _up(name: bytes) -> tuple[int, bytes]:
+    """What to do with a caller's field, and its name as WSGI and CGI servers see it: they make
+    HTTP_X_WALLET of x-wallet and x_wallet alike."""
     plain = name.replace(b"_", b"-")
-    return plain in _REQUEST_NAMES or plain.startswith(_REQUEST_PREFIXES)
+    if plain in _REQUEST_NAMES or plain.startswith(_REQUEST_PREFIXES):
+        return _DROP, plain
+    return (_LOOK if name in _LOOKED_AT else _PASS), plain
 
 
 @lru_cache(maxsize=2_048)
@@ -83,19 +96,20 @@ def _dropped_down(name: bytes) -> bool:
     return plain in _RESPONSE_NAMES or plain.startswith(_RESPONSE_PREFIXES)
 
 
+@lru_cache(maxsize=1_024)
+def _plain_names(pairs: tuple[tuple[bytes, bytes], ...]) -> frozenset[bytes]:
+    return frozenset(name.replace(b"_", b"-") for name, _ in pairs)
+
+
 def is_our_key(authorization: bytes) -> bool:
     """Whether an ``Authorization`` value is a key of this gateway (``Bearer fbx_…``)."""
     head, rest = authorization[: len(_BEARER)], authorization[len(_BEARER) :]
     return head.lower() == _BEARER and rest.lstrip(b" \t").startswith(_KEY_PREFIX)
 
 
-def _nominated(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
+def _nominated(connection: Iterable[bytes]) -> set[bytes]:
     """The names that ``Connection`` fields declare to be for this hop only."""
-    names: set[bytes] = set()
-    for name, value in headers:
-        if name == b"connection":
-            names.update(token.strip(b" \t").lower() for token in value.split(b","))
-    return frozenset(names)
+    return {token.strip(b" \t").lower() for value in connection for token in value.split(b",")}
 
 
 def request_headers(
@@ -114,25 +128,32 @@ def request_headers(
     identity for this gateway; another one belongs to the upstream and passes. Content-Length is
     not set here: it follows from the body.
     """
-    listed = list(incoming)
-    gone = _nominated(listed)
-    taken = frozenset(name.replace(b"_", b"-") for name, _ in (*ours, *inject))
+    listed = incoming if isinstance(incoming, list) else list(incoming)
+    gone = _nominated(by_name(listed).get(b"connection", ()))
+    # Of ours only those that do not begin with "farebox-" can stand in a caller's fields.
+    taken = _plain_names(tuple(inject))
+    kept_ours = [name for name, _ in ours if not name.startswith(_OURS)]
+    if kept_ours:
+        taken = taken.union(kept_ours)
     out: Headers = [(b"host", host)]
-    for name, value in listed:
-        if _dropped_up(name) or name in gone or name.replace(b"_", b"-") in taken:
+    for field in listed:
+        name, value = field
+        what, plain = _up(name)
+        if what == _DROP or plain in taken or name in gone:
             continue
-        if name == b"authorization" and is_our_key(value):
-            continue
-        if signature_is_ours and name in (b"signature", b"signature-input"):
-            continue
-        if name == b"cookie":
+        if what == _PASS:
+            out.append(field)
+        elif name == b"authorization":
+            if not is_our_key(value):
+                out.append(field)
+        elif name == b"cookie":
             kept = _without_our_cookies(value)
             if kept:
                 out.append((name, kept))
-            continue
-        out.append((name, value))
-    injected = frozenset(name for name, _ in inject)
-    out.extend(pair for pair in ours if pair[0] not in injected)
+        elif not signature_is_ours:
+            out.append(field)
+    injected = {name for name, _ in inject}
+    out.extend([pair for pair in ours if pair[0] not in injected] if injected else ours)
     out.extend(inject)
     return out
 
@@ -163,7 +184,7 @@ def response_headers(
     section 5.2.2, RFC 9213), and ``Vary`` names the identity fields.
     """
     listed = [(name.lower(), value) for name, value in incoming]
-    gone = _nominated(listed)
+    gone = _nominated([value for name, value in listed if name == b"connection"])
     out: Headers = []
     directives: list[bytes] = []
     for name, value in listed:

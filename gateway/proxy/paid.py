@@ -164,7 +164,7 @@ def _within_ceiling(caller: Caller, price: Quote) -> None:
 
 def _content(request: Request, body: bodies.Body) -> bytes:
     named = by_name(request.headers)
-    asking = [b"\x00".join(named[name]) if name in named else b"" for name in _ASKING]
+    asking = [b"\x00".join(named.get(name, ())) for name in _ASKING]
     return content_hash(request.method.encode(), request.target.raw, *asking, body.content)
 
 
