@@ -4,6 +4,9 @@ One connection writes, guarded by a lock in the process and ``BEGIN IMMEDIATE`` 
 processes; a few others read. All run on the event loop's own thread, because a statement takes
 microseconds and sqlite3 gives up the GIL at every row. WAL and synchronous=FULL: an answer that
 left is on disk.
+
+A commit appends to the WAL and waits for that alone. A thread with a connection of its own moves
+what stands there into the database file (``_Checkpoints``), so that no request waits for it.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
+import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any, Final
@@ -27,9 +31,16 @@ from gateway.db import (
     WriteConflict,
     sqlite_path,
 )
+from gateway.observe import log
 
 # Account rows kept between transactions; forgotten all at once when there are more.
 _REMEMBERED_ROWS: Final = 100_000
+
+# How often the WAL is moved into the database file, if anything was committed.
+_CHECKPOINT_EVERY_S: Final = 0.25
+# Beyond so many pages (8 MB) the writer is asked to begin the WAL anew.
+_LARGE_WAL_PAGES: Final = 2_048
+_RESTART_WAIT_MS: Final = 20
 
 
 @lru_cache(maxsize=512)
@@ -95,6 +106,65 @@ def _is_unique_violation(error: BaseException) -> bool:
     )
 
 
+class _Checkpoints:
+    """Moves what was committed from the WAL into the database file, in a thread of its own.
+
+    It begins with the first commit: most one-shot commands never need it. What is left when the
+    last connection closes SQLite moves by itself, and after a crash when it is next opened.
+    """
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._connect = connect
+        self._commits = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def committed(self) -> None:
+        self._commits += 1
+        if self._thread is None:
+            # A daemon: a database that nobody closed must not keep the process alive.
+            self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+            self._thread.start()
+
+    async def close(self) -> None:
+        """Its connection is gone when this returns, so that the writer's can be the last one."""
+        if self._thread is not None:
+            self._stop.set()
+            await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        moved, failing = 0, False
+        connection = None
+        while not self._stop.wait(_CHECKPOINT_EVERY_S):
+            commits = self._commits
+            if commits == moved:
+                continue
+            try:
+                if connection is None:
+                    connection = self._connect()
+                    connection.execute(f"PRAGMA busy_timeout = {_RESTART_WAIT_MS}")
+                self.move(connection)
+                moved, failing = commits, False
+            except sqlite3.Error as error:
+                if not failing:  # once an outage
+                    log.warning("the WAL could not be moved into the database file: %s", error)
+                failing = True
+        if connection is not None:
+            connection.close()
+
+    def move(self, connection: sqlite3.Connection) -> None:
+        """Move what can be moved without keeping anybody waiting."""
+        _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if pages < _LARGE_WAL_PAGES:
+            return
+        # Commits went on meanwhile, so PASSIVE never finishes and the WAL only grows. This one
+        # takes the write lock for the few pages since, and the next commit begins the WAL anew.
+        # A reader that stands on an old snapshot keeps it from that, and is waited for only so
+        # briefly that nobody notices. Not TRUNCATE: the writer would forget its pages over it,
+        # and the rows it remembers.
+        connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+
+
 class SqliteDatabase(Database):
     dialect: Dialect = "sqlite"
 
@@ -107,6 +177,7 @@ class SqliteDatabase(Database):
         self._idle: list[sqlite3.Connection] = []
         self._under_lock: dict[int, Any] = {}
         self._version = 0
+        self._checkpoints = _Checkpoints(self._open)
         try:
             self._writer = self._open()
             self._idle.append(self._open_reader())
@@ -123,6 +194,7 @@ class SqliteDatabase(Database):
         connection = sqlite3.connect(self._path, isolation_level=None, timeout=self._wait_s)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         # INSERT OR REPLACE deletes without firing delete triggers unless this is on, and would get
@@ -168,6 +240,7 @@ class SqliteDatabase(Database):
                 if _is_unique_violation(error):
                     raise WriteConflict(str(error)) from error
                 raise
+        self._checkpoints.committed()
         for call in tx._after_commit:
             call()
 
@@ -201,5 +274,6 @@ class SqliteDatabase(Database):
 
     async def close(self) -> None:
         async with self._lock:
+            await self._checkpoints.close()
             for connection in (*self._idle, self._writer):
                 connection.close()
