@@ -38,6 +38,9 @@ class Origin:
     authority: bytes
     base_path: bytes
 
+    def __hash__(self) -> int:  # asked for every call: the short way
+        return hash(self.authority)
+
 
 def parse_origin(url: str) -> Origin:
     """Take a configured URL apart. Raises ``ValueError`` for anything but http(s)://host[:port][/path]."""

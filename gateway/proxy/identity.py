@@ -61,7 +61,7 @@ async def identify(node: Node, method: str, target: Target, headers: Headers, no
     raw = payment_header(headers)
     if raw is not None:
         presented = decode(raw)
-    if any(is_our_key(value) for value in named.get(b"authorization", ())):
+    if b"authorization" in named and any(map(is_our_key, named[b"authorization"])):
         raise Problem("identity_unsupported", "Keys are not issued here yet: sign the request.")
     if signer is not None and presented is not None:
         payer = presented.authorization.from_
@@ -136,11 +136,11 @@ def guard_of(node: Node, caller: Caller) -> ledger.Guard:
         asset = caller.presented.asset or chain_settings.network.usdc.address
         scheme = f"x402:{chain_settings.caip2}:{asset}"
         paid_by = f"{scheme}:{caller.presented.authorization.nonce}"
-    if caller.signer is not None and caller.wallet is not None:
-        address, chain = caller.wallet
+    signer, wallet = caller.signer, caller.wallet
+    if signer is not None and wallet is not None:
+        address, chain = wallet
         principal = f"{chain}:{address}" if chain else address
-        alias = caller.alias or paid_by
-        return ledger.Guard(principal, caller.signer.scheme, caller.signer.request_id, alias)
+        return ledger.Guard(principal, signer.scheme, signer.request_id, caller.alias or paid_by)
     if caller.presented is None:
         raise ledger.LedgerFault("a request without a proof cannot be guarded")
     auth = caller.presented.authorization

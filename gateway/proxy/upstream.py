@@ -161,7 +161,7 @@ class open_upstream:  # noqa: N801  (used as a function; a class is the cheapest
         began_s = loop.time()
         try:
             connection.begin(head + first, head_only=self._method == "HEAD")
-            if not isinstance(self._body, bytes | None):
+            if self._body is not None and not isinstance(self._body, bytes):
                 self._sender = loop.create_task(self._send(connection, self._body))
             await connection.wait_head(min(self._timeouts.first_byte_s, self._timeouts.total_s))
         except BaseException as failure:
@@ -195,7 +195,7 @@ class open_upstream:  # noqa: N801  (used as a function; a class is the cheapest
             framing.append((b"content-length", str(self._length).encode()))
         else:
             framing.append((b"transfer-encoding", b"chunked"))
-        return request_head(self._method, self._target, (*self._headers, *framing)), first
+        return request_head(self._method, self._target, [*self._headers, *framing]), first
 
     async def _connect(self) -> Connection:
         try:
