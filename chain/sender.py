@@ -49,6 +49,70 @@ class Prepared:
     tx_hash: str
 
 
+@dataclass(frozen=True, slots=True)
+class Market:
+    """What gas costs now (wei per gas), the next chain nonces by the nodes, and the newest block.
+
+    ``nonce`` counts what is in a pool, ``mined`` what is in a block; both are the larger of two
+    nodes' (where there are two): one that lags would have us reuse a nonce.
+    """
+
+    base_wei: int
+    tip_wei: int
+    nonce: int
+    mined: int
+    block_number: int
+    block_s: int
+
+    def fees(self, gas_limit: int, max_fee_wei: int | None = None) -> Fees:
+        """Fees to be included now. ``Unavailable("gas_price_too_high")`` over ``max_fee_wei``."""
+        # Twice the base fee holds through six full blocks; what is not needed is not paid.
+        fee_wei = 2 * self.base_wei + self.tip_wei
+        if max_fee_wei is not None and fee_wei > max_fee_wei:
+            if self.base_wei + self.tip_wei > max_fee_wei:
+                raise Unavailable(
+                    "gas_price_too_high",
+                    f"gas costs {self.base_wei + self.tip_wei} wei, over {max_fee_wei}",
+                )
+            fee_wei = max_fee_wei
+        return Fees(gas_limit, fee_wei, self.tip_wei, self.nonce)
+
+
+async def market(rpc: Rpc, gas_account: str) -> Market:
+    """Read what it takes to sign for a gas account now."""
+    block, tip, pending, mined = await asyncio.gather(
+        rpc.call("eth_getBlockByNumber", ["latest", False]),
+        rpc.call("eth_maxPriorityFeePerGas", []),
+        rpc.call_each("eth_getTransactionCount", [gas_account, "pending"], 2),
+        rpc.call_each("eth_getTransactionCount", [gas_account, "latest"], 2),
+    )
+    if not isinstance(block, dict) or "baseFeePerGas" not in block:
+        raise Unavailable("rpc_bad_answer", "the newest block has no base fee (EIP-1559)")
+    return Market(
+        rpc.quantity(block["baseFeePerGas"]),
+        rpc.quantity(tip),
+        max(rpc.quantity(nonce) for nonce in pending),
+        max(rpc.quantity(nonce) for nonce in mined),
+        rpc.quantity(block.get("number")),
+        rpc.quantity(block.get("timestamp")),
+    )
+
+
+async def gas_limit(
+    rpc: Rpc, gas_account: str, to: str, data: bytes, *, max_gas: int = MAX_GAS
+) -> int:
+    """What a call may use. The estimate is a simulation right before sending: ``Reverted`` if the
+    call would fail, ``Rejected`` if it needs more than ``max_gas``."""
+    call = {"from": gas_account, "to": to, "data": "0x" + data.hex()}
+    gas = rpc.quantity(await rpc.call("eth_estimateGas", [call, "pending"]))
+    # A quarter more: storage that is warm in the estimate may be cold in the block.
+    if gas + gas // 4 > max_gas:
+        raise Rejected(
+            "invalid_transaction_state", f"this payment needs {gas} gas, more than is paid for"
+        )
+    return gas + gas // 4
+
+
 async def fees(
     rpc: Rpc,
     gas_account: str,
@@ -58,38 +122,30 @@ async def fees(
     max_gas: int = MAX_GAS,
     max_fee_wei: int | None = None,
 ) -> Fees:
-    """Read what is needed to sign. The gas estimate is a simulation right before sending.
-
-    ``Reverted`` if the call would fail, ``Rejected`` if it needs more than ``max_gas``,
-    ``Unavailable("gas_price_too_high")`` if gas costs more than ``max_fee_wei`` now. The nonce is
-    the larger of two nodes' (where there are two): one that lags would have us reuse a nonce.
-    """
-    call = {"from": gas_account, "to": to, "data": "0x" + data.hex()}
-    estimate, block, tip, nonces = await asyncio.gather(
-        rpc.call("eth_estimateGas", [call, "pending"]),
-        rpc.call("eth_getBlockByNumber", ["latest", False]),
-        rpc.call("eth_maxPriorityFeePerGas", []),
-        rpc.call_each("eth_getTransactionCount", [gas_account, "pending"], 2),
+    """``gas_limit`` and ``market`` together: all that is needed to sign one call."""
+    limit, now = await asyncio.gather(
+        gas_limit(rpc, gas_account, to, data, max_gas=max_gas), market(rpc, gas_account)
     )
-    gas = rpc.quantity(estimate)
-    # A quarter more: storage that is warm in the estimate may be cold in the block.
-    gas_limit = gas + gas // 4
-    if gas_limit > max_gas:
-        raise Rejected(
-            "invalid_transaction_state", f"this payment needs {gas} gas, more than is paid for"
-        )
-    if not isinstance(block, dict) or "baseFeePerGas" not in block:
-        raise Unavailable("rpc_bad_answer", "the newest block has no base fee (EIP-1559)")
-    base_wei, tip_wei = rpc.quantity(block["baseFeePerGas"]), rpc.quantity(tip)
-    # Twice the base fee holds through six full blocks; what is not needed is not paid.
-    fee_wei = 2 * base_wei + tip_wei
+    return now.fees(limit, max_fee_wei)
+
+
+def raised(old: Fees, now: Market, max_fee_wei: int | None = None) -> Fees | None:
+    """Fees that replace a transaction with the same nonce and have it included now.
+
+    Pools want a tenth more of both the fee and the tip (geth, reth, nethermind); this is an eighth
+    more, or what gas costs now. None: it would cost more than ``max_fee_wei``.
+    """
+    fee_wei = max(2 * now.base_wei + now.tip_wei, _eighth_more(old.max_fee_wei))
+    tip_wei = max(now.tip_wei, _eighth_more(old.tip_wei))
     if max_fee_wei is not None and fee_wei > max_fee_wei:
-        if base_wei + tip_wei > max_fee_wei:
-            raise Unavailable(
-                "gas_price_too_high", f"gas costs {base_wei + tip_wei} wei, over {max_fee_wei}"
-            )
         fee_wei = max_fee_wei
-    return Fees(gas_limit, fee_wei, tip_wei, max(rpc.quantity(nonce) for nonce in nonces))
+        if fee_wei < _eighth_more(old.max_fee_wei) or fee_wei < tip_wei:
+            return None
+    return Fees(old.gas_limit, max(fee_wei, tip_wei), tip_wei, old.nonce)
+
+
+def _eighth_more(wei: int) -> int:
+    return wei + wei // 8 + 1
 
 
 def sign(  # noqa: PLR0917  (the order of the transaction's own fields)
@@ -121,10 +177,22 @@ def sign(  # noqa: PLR0917  (the order of the transaction's own fields)
 
 def call_of(raw: bytes) -> tuple[str, bytes]:
     """Receiver and calldata of a transaction made by ``sign``: to sign the same call again."""
+    fields = _fields(raw)
+    return "0x" + fields[5].hex(), fields[7]
+
+
+def fees_of(raw: bytes) -> Fees:
+    """What a transaction made by ``sign`` may use and cost, and its nonce."""
+    fields = _fields(raw)
+    nonce, tip_wei, fee_wei, limit = (int.from_bytes(fields[i], "big") for i in (1, 2, 3, 4))
+    return Fees(limit, fee_wei, tip_wei, nonce)
+
+
+def _fields(raw: bytes) -> list[bytes]:
     import rlp
 
-    fields = rlp.decode(raw[1:])
-    return "0x" + fields[5].hex(), fields[7]
+    found: list[bytes] = rlp.decode(raw[1:])
+    return found
 
 
 # What nodes say of a raw transaction, in lower case (geth, reth, erigon, nethermind, anvil).

@@ -6,9 +6,8 @@ ASGI, without a framework in between. Both stand behind one edge (``middleware.p
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
@@ -31,7 +30,7 @@ from gateway.migrations.run import migrate
 from gateway.node import Behind, Node, unavailable
 from gateway.observe import log
 from gateway.own import NODE, node_of
-from gateway.payments import card, offers, stripe
+from gateway.payments import card, gas, offers, stripe
 from gateway.payments import routes as payment_routes
 from gateway.payments.rails import Rails
 from gateway.proxy import advice, cors, free, paid
@@ -81,7 +80,7 @@ async def open_node(settings: Settings) -> Node:
         settings=settings,
         db=db,
         writer=writer,
-        rails=Rails(settings, db, keys, rpcs, {caip2: asyncio.Lock() for caip2 in rpcs}),
+        rails=Rails(settings, db, keys, rpcs),
         routes=compile_routes(settings.upstreams),
         upstreams={
             upstream.name: Behind(
@@ -164,7 +163,8 @@ async def readyz(request: Request) -> Response:
     """Whether requests can be served now: the database answers and the writer lives.
 
     A chain that does not answer is reported and does not make the gateway unready: only
-    purchases on it are refused. Nor does Redis: limits are counted per process until it answers.
+    purchases on it are refused. So is a gas account that is low, empty or stuck. Nor does Redis:
+    limits are counted per process until it answers.
     """
     node = node_of(request)
     checks: dict[str, str] = {"writer": "ok" if node.writer.alive else "stopped"}
@@ -188,6 +188,8 @@ async def readyz(request: Request) -> Response:
         for view in await survey(rpc, node.now_s()):
             if view.fault in ("rpc_lagging", "rpc_disagrees", "rpc_stale"):
                 checks[f"{caip2} {view.label}"] = view.fault
+    with suppress(DatabaseUnavailable):  # said above already
+        checks |= {f"gas {where}": what for where, what in (await gas.standing(node.rails)).items()}
     return JSONResponse(
         {"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503
     )

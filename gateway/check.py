@@ -258,7 +258,9 @@ async def _chain(chain: Chain) -> AsyncIterator[Finding]:
             if not faults:
                 said = f'{asset.symbol} at {asset.address}: "{token.name}" version {token.version}'
                 yield Finding(name, "ok", said)
-        yield await _settler(chain, rpc)
+        async for finding in _settlers(chain, rpc):
+            yield finding
+        yield await _batching(chain, rpc)
         async for finding in _second_opinion(chain, rpc):
             yield finding
     except ChainError as error:
@@ -267,26 +269,38 @@ async def _chain(chain: Chain) -> AsyncIterator[Finding]:
         await rpc.close()
 
 
-async def _settler(chain: Chain, rpc: Rpc) -> Finding:
-    """Whether settlements can be paid for."""
+async def _settlers(chain: Chain, rpc: Rpc) -> AsyncIterator[Finding]:
+    """Whether settlements can be paid for: by every gas account."""
     from chain.eth import checksum
 
     name = f"settler {chain.name}"
-    sender = _settler_address(chain)
-    if sender is None:
-        return Finding(
+    senders = _settler_addresses(chain)
+    if not senders:
+        yield Finding(
             name, "fail", f"chains.{chain.name}.settler_key_file is missing: nothing can be settled"
         )
-    wei = rpc.quantity(await rpc.call("eth_getBalance", [sender, "latest"]))
-    text = f"{checksum(sender)} has {wei // 10**12 / 10**6:f} of the gas coin"
-    return Finding(name, "ok" if wei >= GAS_FLOOR_WEI else "fail", text)
+    for sender in senders:
+        wei = rpc.quantity(await rpc.call("eth_getBalance", [sender, "latest"]))
+        text = f"{checksum(sender)} has {wei // 10**12 / 10**6:f} of the gas coin"
+        yield Finding(name, "ok" if wei >= GAS_FLOOR_WEI else "fail", text)
 
 
-def _settler_address(chain: Chain) -> str | None:
-    from wallet_auth.keys import address_of, private_key
+async def _batching(chain: Chain, rpc: Rpc) -> Finding:
+    """Whether several payments can go in one transaction."""
+    from chain.multicall import ADDRESS
 
-    key = chain.settler_key
-    return None if key is None else address_of(private_key(key.get_secret_value()))
+    name = f"batches {chain.name}"
+    if chain.settle_batch == 1:
+        return Finding(name, "ok", "payments are settled one by one (settle_batch = 1)")
+    if await rpc.code(ADDRESS):
+        return Finding(name, "ok", f"up to {chain.settle_batch} payments in one transaction")
+    return Finding(name, "warn", f"no Multicall3 at {ADDRESS}: payments are settled one by one")
+
+
+def _settler_addresses(chain: Chain) -> list[str]:
+    from gateway.payments.gas import accounts
+
+    return [account.address for account in accounts(chain)]
 
 
 async def _second_opinion(chain: Chain, rpc: Rpc) -> AsyncIterator[Finding]:
@@ -295,7 +309,7 @@ async def _second_opinion(chain: Chain, rpc: Rpc) -> AsyncIterator[Finding]:
     from chain.second_opinion import differences
 
     name = f"web3 {chain.name}"
-    settler = _settler_address(chain)
+    settler = next(iter(_settler_addresses(chain)), None)
     for url in chain.rpc:
         for asset in chain.network.assets:
             try:

@@ -33,7 +33,7 @@ _ONE: Final[dict[str, type[Section]]] = {"server": Server, "credits": Credits, "
 _MANY: Final[dict[str, type[Section]]] = {"chains": Chain, "upstreams": Upstream}
 _SECRETS: Final = {
     "server": ("database", "redis"),
-    "chains": ("settler_key",),
+    "chains": ("settler_key", "settler_keys"),
     "stripe": ("secret_key", "webhook_secret"),
 }
 _GIVEN: Final = {"name", "network"}  # fields this module fills in; no keys of the file

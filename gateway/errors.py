@@ -109,6 +109,7 @@ CODES: Final[dict[str, Code]] = {
     "card_refused": Code(502, False, "The card provider refused to open a payment"),
     "upstream_wants_payment": Code(502, False, "The upstream itself asks for payment"),
     "dependency_unavailable": Code(503, True, "A part this needs is not reachable"),
+    "settlement_paused": Code(503, True, "Payments are not settled on chain at the moment"),
     "upstream_timeout": Code(504, True, "The upstream did not answer in time; nothing was charged"),
 }
 

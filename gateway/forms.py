@@ -168,6 +168,23 @@ def listed(value: object) -> object:
     return value
 
 
+def lines(value: object) -> object:
+    """A list; a file or an environment variable has one a line, or ``a,b``."""
+    if isinstance(value, str):
+        return [item for item in re.split(r"[\s,]+", value) if item]
+    return value
+
+
+def coin_gwei(value: object) -> int:
+    """An amount of the gas coin in quotes, such as ``"0.05"``, in gwei."""
+    found = re.fullmatch(
+        r"([0-9]{1,9})(?:\.([0-9]{1,9}))?", value if isinstance(value, str) else ""
+    )
+    if found is None:
+        raise ValueError('should be an amount of the gas coin in quotes, such as "0.05"')
+    return int(found.group(1)) * 10**9 + int((found.group(2) or "").ljust(9, "0"))
+
+
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     SecretStr,
     field_validator,
+    model_validator,
 )
 
 from chain.networks import Network
@@ -227,6 +228,33 @@ class Chain(Section):
     exposure_limit_units: Annotated[Units, Field(ge=1)] = Field(200_000_000, alias="exposure_limit")
     """Most that may be minted and not yet safe, over all wallets; above it mints wait."""
     rpc_timeout_s: Annotated[Seconds, Field(ge=1, le=120)] = 10
+    settler_keys: Annotated[tuple[PrivateKey, ...], BeforeValidator(forms.lines)] = Field(
+        (), max_length=20
+    )
+    """More gas accounts. The load is spread over all; one that is stuck or empty is passed over."""
+    settle_batch: Annotated[Count, Field(ge=1, le=100)] = 50
+    """Most payments that one transaction settles."""
+    settle_window_ms: Annotated[Count, Field(ge=0, le=5_000)] = 50
+    """How long a payment waits for company while others are being settled."""
+    bump_after_s: Annotated[Seconds, Field(ge=1, le=3600)] = 10
+    """A transaction that is in no block after this long, or after two blocks, is offered more."""
+    max_fee_gwei: Annotated[int, BeforeValidator(forms.whole), Field(ge=1)] | None = None
+    """Most that is paid for a unit of gas, tip included. None: what it costs."""
+    gas_per_hour_gwei: Annotated[int, BeforeValidator(forms.coin_gwei), Field(ge=1)] | None = Field(
+        None, alias="gas_per_hour"
+    )
+    """Most gas money to spend in an hour, all gas accounts together. None: no such limit."""
+    failed_per_hour: Annotated[Count, Field(ge=1)] = 1
+    """Settlements of one payer that may fail in an hour; then no more is sent for it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_settler(cls, given: Any) -> Any:
+        """``settler_keys`` alone will do: the first of them is then ``settler_key``."""
+        keys = forms.lines(given.get("settler_keys") or ()) if isinstance(given, dict) else ()
+        if keys and isinstance(keys, (list, tuple)) and not given.get("settler_key"):
+            return {**given, "settler_key": keys[0], "settler_keys": keys[1:]}
+        return given
 
     @field_validator("rpc")
     @classmethod

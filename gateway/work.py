@@ -19,7 +19,7 @@ from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.ledger import audit, sweep
 from gateway.node import Node
 from gateway.observe import log
-from gateway.payments import card, journal, recover
+from gateway.payments import card, gas, journal, recover
 from gateway.payments.journal import Payment
 from gateway.payments.stripe import CardError
 from gateway.settings import Settings
@@ -44,6 +44,7 @@ async def loop(node: Node, *, audits: bool = True) -> None:
     pieces = [
         _every(node, server.sweep_s, _sweep),
         _every(node, min(server.sweep_s, 2), finish_payments),
+        _every(node, min(server.sweep_s, 2), _tend_gas),
         _every(node, server.reconcile_s, _look_at_cards),
         _every(node, 600, _purge),
         _every(node, SURVEY_EVERY_S, _Providers().survey),
@@ -98,6 +99,10 @@ async def finish_payments(node: Node) -> None:
             log.info("payment %s, interrupted before, is %s", payment.id, state)
 
     await _each(node, taken, look)
+
+
+async def _tend_gas(node: Node) -> None:
+    await gas.tend_all(node.rails)
 
 
 async def _each(

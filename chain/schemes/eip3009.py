@@ -131,6 +131,11 @@ def digest(network: Network, asset: Asset, auth: Authorization) -> bytes:
     return eip712_hash(domain, keccak256(TRANSFER_TYPE + _struct_words(auth)))
 
 
+def signed_by_key(network: Network, asset: Asset, auth: Authorization) -> bool:
+    """Whether the key of ``from_`` signed this: enough for an address that has no code."""
+    return recover(digest(network, asset, auth), auth.signature) == auth.from_
+
+
 async def verify(rpc: Rpc, asset: Asset, auth: Authorization, now_s: int) -> str:
     """Ask the chain whether this authorization would move the money now.
 

@@ -1,9 +1,9 @@
 """What must not be forgotten about a payment, written before and after every call outside.
 
 A payment is claimed under the unique key of its authorization together with the signed raw
-transaction, in one transaction, before anything is sent. From then on whoever finds the row can
-finish it: this process, another node, or the next start. The mint and the end of the payment are
-one transaction too, keyed by the Transfer log, so finishing twice finishes once.
+transaction (nonces.py), in one transaction, before anything is sent. From then on whoever finds
+the row can finish it: this process, another node, or the next start. The mint and the end of the
+payment are one transaction too, keyed by the Transfer log, so finishing twice finishes once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Final
 
-from chain.sender import Prepared
 from chain.transfers import Transfer
 from gateway import ledger
 from gateway.accounts import wallets
@@ -48,6 +47,8 @@ class Payment:
     created_at_ms: int
     updated_at_ms: int
     lease_ms: int
+    method: str = "eip3009"
+    pay_to: str | None = None
 
 
 COLUMNS: Final = tuple(f.name for f in fields(Payment))
@@ -142,75 +143,6 @@ async def claim(tx: Tx, key: AuthKey, new: Claim, now_ms: int) -> bool:
         )
         == 1
     )
-
-
-async def allot(tx: Tx, network: str, sender: str, floor: int, payment_id: str) -> int:
-    """The next chain nonce of a gas account, this payment's for ever.
-
-    ``floor`` is what the nodes count, including transactions this ledger does not know. Two nodes
-    that take the same number collide on the key; one of them runs again (``db.transact``).
-    """
-    last: int | None = await tx.fetchval(
-        "SELECT max(nonce) FROM chain_nonce WHERE network = $1 AND sender = $2", network, sender
-    )
-    nonce = floor if last is None else max(floor, last + 1)
-    await tx.execute(
-        "INSERT INTO chain_nonce (network, sender, nonce, payment_id) VALUES ($1, $2, $3, $4)",
-        network,
-        sender,
-        nonce,
-        payment_id,
-    )
-    return nonce
-
-
-async def store_prepared(tx: Tx, prepared: Prepared, payment_id: str, now_ms: int) -> None:
-    """Keep the signed bytes: after a crash the very same ones are sent again."""
-    await tx.execute(
-        "INSERT INTO chain_tx (network, tx_hash, sender, nonce, raw, payment_id, at_ms)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7)",
-        prepared.network,
-        prepared.tx_hash,
-        prepared.sender,
-        prepared.nonce,
-        prepared.raw,
-        payment_id,
-        now_ms,
-    )
-    await tx.execute(
-        "UPDATE payment SET tx_hash = $2, updated_at_ms = $3 WHERE id = $1",
-        payment_id,
-        prepared.tx_hash,
-        now_ms,
-    )
-
-
-async def sent_for(tx: Tx, payment_id: str) -> Sequence[Prepared]:
-    """Every transaction signed for a payment, newest first."""
-    rows = await tx.fetch(
-        "SELECT network, sender, nonce, raw, tx_hash FROM chain_tx WHERE payment_id = $1"
-        " ORDER BY at_ms DESC, nonce DESC",
-        payment_id,
-    )
-    return [_prepared(row) for row in rows]
-
-
-async def sent_before(tx: Tx, ours: Prepared, first_nonce: int, limit: int) -> Sequence[Prepared]:
-    """What the same gas account signed under the chain nonces from ``first_nonce`` to ours."""
-    rows = await tx.fetch(
-        "SELECT network, sender, nonce, raw, tx_hash FROM chain_tx WHERE network = $1"
-        " AND sender = $2 AND nonce >= $3 AND nonce < $4 ORDER BY nonce LIMIT $5",
-        ours.network,
-        ours.sender,
-        first_nonce,
-        ours.nonce,
-        limit,
-    )
-    return [_prepared(row) for row in rows]
-
-
-def _prepared(row: Row) -> Prepared:
-    return Prepared(row["network"], row["sender"], row["nonce"], bytes(row["raw"]), row["tx_hash"])
 
 
 async def finish(

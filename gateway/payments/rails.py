@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from chain.errors import ChainError, Rejected
 from chain.rpc import Rpc
-from chain.transfers import Transfer
 from gateway.db import Database
 from gateway.errors import CODES, Problem
 from gateway.payments import offers
 from gateway.payments.journal import AuthKey
+from gateway.payments.lane import Lane
 from gateway.payments.wire import Presented
 from gateway.settings import Chain, Settings
 
@@ -26,9 +26,8 @@ class Rails:
     db: Database
     keys: offers.Keys
     rpcs: Mapping[str, Rpc]  # by CAIP-2
-    # One transaction at a time between reading a gas account's nonce and handing it over; two
-    # processes that share a key are kept apart by the unique chain nonce instead.
-    gas_locks: Mapping[str, asyncio.Lock]
+    # What waits for its transaction in this process, by CAIP-2; made when first used.
+    lanes: dict[str, Lane] = field(default_factory=dict)
     # Payments being settled by this process, so that a repeat waits for the one that runs.
     settling: dict[AuthKey, asyncio.Future[None]] = field(default_factory=dict)
 
@@ -44,12 +43,10 @@ class Rails:
         )
 
 
-def by_authorization(found: list[Transfer], payer: str, nonce: str) -> Transfer | None:
-    """The transfer that used this authorization: told by the token's own mark before it."""
-    for transfer in found:
-        if (transfer.authorizer, transfer.auth_nonce, transfer.from_) == (payer, nonce, payer):
-            return transfer
-    return None
+# Why this gateway sends nothing at the moment although the chain can be reached.
+PAUSES = frozenset(
+    {"gas_account_empty", "gas_budget_spent", "gas_price_too_high", "gas_accounts_stuck"}
+)
 
 
 def refused(error: ChainError) -> Problem:
@@ -57,6 +54,12 @@ def refused(error: ChainError) -> Problem:
     if isinstance(error, Rejected):
         code = error.code if error.code in CODES else "invalid_transaction_state"
         return Problem(code, f"The payment was refused: {error.detail}.")
+    if error.code in PAUSES:
+        return Problem(
+            "settlement_paused",
+            "Payments over x402 are not settled here right now; nothing was sent.",
+            headers={"Retry-After": "60"},
+        )
     return Problem(
         "dependency_unavailable",
         "The chain cannot be reached right now; nothing was sent.",

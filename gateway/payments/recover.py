@@ -13,19 +13,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from chain import receipts, sender, transfers
-from chain.errors import Rejected, Unavailable, Unknown
-from chain.networks import Asset
+from chain.errors import Rejected, Unavailable
+from chain.receipts import Receipt
+from chain.receipts import read as read_receipt
 from chain.rpc import Rpc
+from chain.sender import Prepared
+from chain.transfers import Transfer
 from gateway import ledger
 from gateway.db import Tx, transact
-from gateway.payments import journal
+from gateway.payments import engine, gas, journal, nonces
 from gateway.payments.journal import Payment
-from gateway.payments.rails import Rails, by_authorization
+from gateway.payments.methods import METHODS, Method, Spent
+from gateway.payments.rails import Rails
 from gateway.settings import Chain
 
+USED: Final = "invalid_transaction_state"  # what a used authorization is refused with, among others
 LAG_MS: Final = 60_000  # how far one node may be behind another
-_GAP_PER_LOOK: Final = 50
 LOOK_BACK_MS: Final = 3_600_000  # an offer lives two minutes; who paid one comes soon
 
 
@@ -44,10 +47,11 @@ async def recover(rails: Rails, payment: Payment) -> str:
     if asset is None:
         raise Unavailable("rpc_error", f"{payment.asset} is not configured any more")
     async with rails.db.read() as tx:
-        sent = await journal.sent_for(tx, payment.id)
+        sent = await nonces.sent_for(tx, payment.id)
     if not sent:
         raise ledger.LedgerFault(f"payment {payment.id} has no transaction")
-    looked_for = _LookedFor(rpc, chain, asset, payment)
+    spent = Spent(asset, payment.payer, payment.auth_nonce, payment.pay_to or chain.pay_to)
+    looked_for = _LookedFor(rpc, chain, METHODS[payment.method], spent, payment)
     found = await _on_chain(looked_for, sent)
     if found is not None:
         transfer = found
@@ -66,12 +70,9 @@ class _LookedFor:
 
     rpc: Rpc
     chain: Chain
-    asset: Asset
+    method: Method
+    spent: Spent
     payment: Payment
-
-    @property
-    def authorization(self) -> tuple[str, str]:
-        return self.payment.payer or "", self.payment.auth_nonce or ""
 
     @property
     def from_block(self) -> int:
@@ -80,55 +81,46 @@ class _LookedFor:
         return max((self.payment.from_block or 0) - margin, 0)
 
 
-async def seen(
-    rpc: Rpc, chain: Chain, asset: Asset, payer: str, nonce: str
-) -> transfers.Transfer | None:
+async def seen(rpc: Rpc, spent: Spent, method: str) -> Transfer | None:
     """The transfer to us of an authorization that is marked as used, of the last hour or so.
 
     None: it is not marked, was cancelled, paid somebody else, or was used longer ago.
     """
-    if not await transfers.authorization_used(rpc, asset, payer, nonce):
+    if not await METHODS[method].is_used(rpc, spent, "latest"):
         return None
     blocks = LOOK_BACK_MS // rpc.network.finality.block_ms
     start = max(await rpc.block_number() - blocks, 0)
-    return await _by_anyone(rpc, chain, asset, (payer, nonce), start)
+    return await _by_anyone(rpc, METHODS[method], spent, start)
 
 
-async def _by_anyone(
-    rpc: Rpc, chain: Chain, asset: Asset, authorization: tuple[str, str], from_block: int
-) -> transfers.Transfer | None:
-    payer, nonce = authorization
-    tx_hash = await transfers.find_authorization(rpc, asset, payer, nonce, from_block)
-    if tx_hash is None:
-        return None
-    moved = await transfers.transfers_of(rpc, tx_hash, asset, chain.pay_to)
-    return by_authorization(moved or [], payer, nonce)
+async def _by_anyone(rpc: Rpc, method: Method, spent: Spent, from_block: int) -> Transfer | None:
+    tx_hash = await method.find(rpc, spent, from_block)
+    receipt = None if tx_hash is None else await read_receipt(rpc, tx_hash)
+    return None if receipt is None else method.transfer(rpc.network.caip2, receipt, spent)
 
 
-async def _on_chain(
-    looked_for: _LookedFor, sent: Sequence[sender.Prepared]
-) -> transfers.Transfer | None:
+async def _on_chain(looked_for: _LookedFor, sent: Sequence[Prepared]) -> Transfer | None:
     """The transfer of this authorization, in one of our transactions or in somebody else's."""
-    rpc, chain, asset = looked_for.rpc, looked_for.chain, looked_for.asset
+    rpc, method, spent = looked_for.rpc, looked_for.method, looked_for.spent
     for ours in sent:
-        moved = await transfers.transfers_of(rpc, ours.tx_hash, asset, chain.pay_to)
-        match = by_authorization(moved or [], *looked_for.authorization)
-        if match is not None:
-            return match
-    return await _by_anyone(rpc, chain, asset, looked_for.authorization, looked_for.from_block)
+        receipt = await read_receipt(rpc, ours.tx_hash)
+        if receipt is not None:
+            match = method.transfer(rpc.network.caip2, receipt, spent)
+            if match is not None:
+                return match
+    return await _by_anyone(rpc, method, spent, looked_for.from_block)
 
 
-async def _unfound(rails: Rails, looked_for: _LookedFor, sent: Sequence[sender.Prepared]) -> str:
+async def _unfound(rails: Rails, looked_for: _LookedFor, sent: Sequence[Prepared]) -> str:
     """No transfer was found: it never will be, or it is waited for and helped along."""
-    rpc, payment, newest = looked_for.rpc, looked_for.payment, sent[0]
-    receipt = await receipts.read(rpc, newest.tx_hash)
+    rpc, payment = looked_for.rpc, looked_for.payment
+    newest = [each for each in sent if _same_nonce(each, sent[0])]
+    receipt = await gas.first_receipt(rpc, newest)
     number, time_s = await _newest_block(rpc)
     # Asked at this very block: a node that does not have it cannot answer, and whatever happened
     # up to it is in the answer.
     at = max(number, receipt.block_number if receipt is not None else 0)
-    if await transfers.authorization_used(
-        rpc, looked_for.asset, *looked_for.authorization, block=hex(at)
-    ):
+    if await looked_for.method.is_used(rpc, looked_for.spent, hex(at)):
         if await _went_elsewhere(looked_for):
             return await _give_up(
                 rails, payment, "invalid_transaction_state", "was cancelled or went elsewhere"
@@ -142,20 +134,42 @@ async def _unfound(rails: Rails, looked_for: _LookedFor, sent: Sequence[sender.P
             "invalid_exact_evm_payload_authorization_valid_before",
             "was not included before it expired",
         )
-    if receipt is not None:
-        # Ours is in a block and moved nothing. The authorization is still good, but what made
-        # the token refuse it has to be cured by the payer; sending again only burns gas.
-        return await _give_up(
-            rails, payment, "invalid_transaction_state", "was refused by the token"
-        )
-    await _fill_gap(rails, rpc, newest)
-    try:
-        await sender.broadcast(rpc, newest.raw)
-    except Rejected as error:
-        if error.code != "nonce_taken":
-            raise
-        await _sign_again(rails, rpc, payment, newest)
+    counted = await rpc.call("eth_getTransactionCount", [sent[0].sender, hex(at)])
+    if rpc.quantity(counted) > sent[0].nonce:
+        # Its nonce is used, and the authorization is not: nothing that was signed for it so far
+        # can move its money any more.
+        return await _moved_nothing(rails, looked_for, sent, receipt)
+    await gas.tend(rails, rpc, looked_for.chain, sent[0].sender, patience_ms=0)
     return "processing"
+
+
+def _same_nonce(one: Prepared, other: Prepared) -> bool:
+    return (one.sender, one.nonce) == (other.sender, other.nonce)
+
+
+async def _moved_nothing(
+    rails: Rails, looked_for: _LookedFor, sent: Sequence[Prepared], receipt: Receipt | None
+) -> str:
+    """Ours is in a block without its transfer, or the nonce went to somebody else's transaction.
+
+    Once more, alone, where what failed may have been the company, or where none of ours was in
+    the block. Otherwise what made the token refuse it has to be cured by the payer, and sending
+    again only burns gas.
+    """
+    payment = looked_for.payment
+    async with rails.db.read() as tx:
+        company = await nonces.members(tx, sent[0])
+    if receipt is None or len(company) > 1:
+        try:
+            await engine.again(rails, looked_for.chain, payment.id, sent)
+        except Rejected as refusal:
+            # "Used" can be by a transfer that was made since we asked: the next look finds it.
+            if refusal.code != USED:
+                return await _give_up(
+                    rails, payment, "invalid_transaction_state", f"was refused: {refusal.detail}"
+                )
+        return "processing"
+    return await _give_up(rails, payment, "invalid_transaction_state", "was refused by the token")
 
 
 async def _newest_block(rpc: Rpc) -> tuple[int, int]:
@@ -168,60 +182,12 @@ async def _newest_block(rpc: Rpc) -> tuple[int, int]:
 
 async def _went_elsewhere(looked_for: _LookedFor) -> bool:
     """Whether what marked the authorization is known, and moved nothing to us."""
-    rpc, asset, from_block = looked_for.rpc, looked_for.asset, looked_for.from_block
-    payer, nonce = looked_for.authorization
-    used_by = await transfers.find_authorization(rpc, asset, payer, nonce, from_block)
+    rpc, method, spent = looked_for.rpc, looked_for.method, looked_for.spent
+    used_by = await method.find(rpc, spent, looked_for.from_block)
     if used_by is not None:
-        moved = await transfers.transfers_of(rpc, used_by, asset, looked_for.chain.pay_to)
-        return moved is not None and by_authorization(moved, payer, nonce) is None
-    event = transfers.AUTHORIZATION_CANCELED
-    return (
-        await transfers.find_authorization(rpc, asset, payer, nonce, from_block, event) is not None
-    )
-
-
-async def _fill_gap(rails: Rails, rpc: Rpc, ours: sender.Prepared) -> None:
-    """Hand over again what our gas account signed before this one and the node does not have.
-
-    A payment that expired before any node took its transaction, or whose transaction a node has
-    forgotten, leaves a chain nonce behind that nobody uses; until somebody does, no later
-    transaction of the account can be included. The token refuses what has expired, so this costs
-    its gas and moves nothing.
-    """
-    count = await rpc.call("eth_getTransactionCount", [ours.sender, "pending"])
-    first = rpc.quantity(count)
-    if first >= ours.nonce:
-        return
-    async with rails.db.read() as tx:
-        before = await journal.sent_before(tx, ours, first, _GAP_PER_LOOK)
-    for each in before:
-        try:
-            await sender.broadcast(rpc, each.raw)
-        except (Rejected, Unknown):  # in a block meanwhile, or perhaps sent: the next look tells
-            continue
-
-
-async def _sign_again(rails: Rails, rpc: Rpc, payment: Payment, dead: sender.Prepared) -> None:
-    """The chain nonce went to a transaction this ledger does not know: take another one.
-
-    The dead transaction can never be included, and the token would take the authorization only
-    once anyway.
-    """
-    chain = rails.settings.chain(payment.network or "")
-    if chain.settler_key is None:
-        raise Unavailable("gas_account_empty", f"{chain.name} has no settler key")
-    key = chain.settler_key.get_secret_value()
-    to, data = sender.call_of(dead.raw)
-    async with rails.gas_locks[chain.caip2]:
-        fees = await sender.fees(rpc, dead.sender, to, data)
-
-        async def work(tx: Tx) -> sender.Prepared:
-            nonce = await journal.allot(tx, chain.caip2, dead.sender, fees.nonce, payment.id)
-            fresh = sender.sign(key, chain.network.chain_id, nonce, to, data, fees)
-            await journal.store_prepared(tx, fresh, payment.id, await tx.now_ms())
-            return fresh
-
-        await sender.broadcast(rpc, (await transact(rails.db, work)).raw)
+        receipt = await read_receipt(rpc, used_by)
+        return receipt is not None and method.transfer(rpc.network.caip2, receipt, spent) is None
+    return await method.was_taken_back(rpc, spent, looked_for.from_block)
 
 
 async def _give_up(rails: Rails, payment: Payment, code: str, why: str) -> str:

@@ -36,6 +36,9 @@ payment = sa.Table(
     sa.Column("created_at_ms", BIG, nullable=False),
     sa.Column("updated_at_ms", BIG, nullable=False),
     sa.Column("lease_ms", BIG, nullable=False),  # until then a live request is working on it
+    # x402: how the money is moved, and so how its transfer is told on chain (methods.py).
+    sa.Column("method", sa.Text, nullable=False, server_default="eip3009"),
+    sa.Column("pay_to", sa.Text),  # x402: whom it pays; null: the network's configured address
     sa.CheckConstraint("amount_units > 0", name="amount_units"),
     sa.Index(
         "ix_payment_unfinished",
@@ -44,6 +47,13 @@ payment = sa.Table(
         postgresql_where=sa.text("state = 'processing'"),
     ),
     sa.Index("ix_payment_external_ref", "external_ref"),
+    sa.Index(
+        "ix_payment_failed",
+        "payer",
+        "updated_at_ms",
+        sqlite_where=sa.text("state = 'failed'"),
+        postgresql_where=sa.text("state = 'failed'"),
+    ),
 )
 
 # Claimed before anything is sent; whoever holds the row decides what the signature is used for.
@@ -61,14 +71,57 @@ authorization_use = sa.Table(
     sa.Column("at_ms", BIG, nullable=False),
 )
 
-# The chain nonce of a gas account belongs to one payment for ever.
+# One row for each gas account: who updates it holds the counter of its chain nonces.
+gas_account = sa.Table(
+    "gas_account",
+    metadata,
+    sa.Column("network", sa.Text, primary_key=True),
+    sa.Column("sender", sa.Text, primary_key=True),
+    sa.Column("next_nonce", BIG, nullable=False),
+    sa.Column("tended_ms", BIG, nullable=False, server_default="0"),  # somebody looks after it
+    sa.Column("noted_ms", BIG, nullable=False, server_default="0"),  # when the rest was looked at
+    sa.Column("stuck_ms", BIG),  # since when its lowest transaction is overdue; null: it is not
+    sa.Column("balance_gwei", BIG),  # as of the last look
+    sa.Column("need_gwei", BIG),  # what one settlement may cost at the last look
+)
+
+# A chain nonce, for ever the number of one transaction and its replacements.
 chain_nonce = sa.Table(
     "chain_nonce",
     metadata,
     sa.Column("network", sa.Text, primary_key=True),
     sa.Column("sender", sa.Text, primary_key=True),
     sa.Column("nonce", BIG, primary_key=True, autoincrement=False),
-    sa.Column("payment_id", sa.Text, nullable=False),
+    sa.Column("payment_id", sa.Text, nullable=False),  # the first of its members
+    sa.Column("at_ms", BIG, nullable=False, server_default="0"),
+    sa.Column("done_ms", BIG),  # when a block was seen to have used it; null: open
+    # What its transaction is expected to cost, then what it did: counts against the gas budget.
+    sa.Column("cost_gwei", BIG, nullable=False, server_default="0"),
+    sa.Index("ix_chain_nonce_at_ms", "network", "at_ms"),
+    sa.Index(
+        "ix_chain_nonce_open",
+        "network",
+        "sender",
+        "nonce",
+        sqlite_where=sa.text("done_ms IS NULL"),
+        postgresql_where=sa.text("done_ms IS NULL"),
+    ),
+)
+
+# The payments that one chain nonce settles. A payment has more than one only if the first is
+# known to have moved nothing for it.
+chain_member = sa.Table(
+    "chain_member",
+    metadata,
+    sa.Column("network", sa.Text, primary_key=True),
+    sa.Column("sender", sa.Text, primary_key=True),
+    sa.Column("nonce", BIG, primary_key=True, autoincrement=False),
+    sa.Column("payment_id", sa.Text, primary_key=True),
+    # The call of this payment alone; null in rows of a release before 0006, whose transactions
+    # are that call.
+    sa.Column("target", sa.Text),
+    sa.Column("data", sa.LargeBinary),
+    sa.Index("ix_chain_member_payment_id", "payment_id"),
 )
 
 # Signed and stored before it is sent: after a crash the very same bytes are sent again.
@@ -83,6 +136,7 @@ chain_tx = sa.Table(
     sa.Column("payment_id", sa.Text, nullable=False),
     sa.Column("at_ms", BIG, nullable=False),
     sa.Index("ix_chain_tx_payment_id", "payment_id"),
+    sa.Index("ix_chain_tx_nonce", "network", "sender", "nonce"),
 )
 
 # A provider's message, stored once by its id before anything is done about it.

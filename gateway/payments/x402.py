@@ -13,12 +13,13 @@ to pay again for something whose outcome is not known.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
-from chain import sender, transfers
-from chain.errors import ChainError, Rejected, Unavailable, Unknown
+from chain.errors import ChainError, Rejected, Unavailable
+from chain.receipts import Receipt
 from chain.rpc import Rpc
 from chain.schemes import eip3009
 from gateway import ledger
@@ -26,17 +27,19 @@ from gateway.accounts import wallets
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable, Tx, transact
 from gateway.errors import Problem
 from gateway.ledger import read
-from gateway.payments import from_credits, journal, offers, recover
+from gateway.observe import log
+from gateway.payments import engine, from_credits, gas, journal, offers, recover
 from gateway.payments.journal import AuthKey, Claim, Payment
+from gateway.payments.lane import Begun, Handed, Job
+from gateway.payments.methods import METHODS, Spent
+from gateway.payments.nonces import Call
 from gateway.payments.order import CameWith, Order, asset_of, order_of
-from gateway.payments.rails import Rails, by_authorization, refused
+from gateway.payments.rails import Rails, refused
 from gateway.payments.wire import Presented
 from gateway.settings import Settings
-from wallet_auth.keys import address_of, private_key
 
 # Longer than any request waits, so that a live one is never overtaken by the background loop.
 LEASE_MARGIN_MS: Final = 10_000
-USED: Final = "invalid_transaction_state"  # what a used authorization is refused with, among others
 MakeHold = Callable[[int, int], ledger.Hold]
 """``(account_id, price_units) -> Hold``: the hold of the call that a payment came with."""
 
@@ -78,6 +81,7 @@ async def pay(
         order = order_of(rails, presented, came, await _now_s(rails.db))
         if came.purpose == offers.CALL:
             await _not_frozen(rails.db, auth.from_)
+        await _may_settle(rails, order)
         if key in rails.settling:
             continue
         running = rails.settling[key] = asyncio.get_running_loop().create_future()
@@ -97,6 +101,18 @@ async def _not_frozen(db: Database, payer: str) -> None:
         seen = None if account_id is None else await read.account(tx, account_id)
     if seen is not None and (seen.frozen or seen.debt_units):
         raise Problem("account_frozen", "This account cannot spend now; nothing was sent.")
+
+
+async def _may_settle(rails: Rails, order: Order) -> None:
+    async with rails.db.read() as tx:
+        now_ms = await tx.now_ms()
+        if await gas.payer_is_blocked(tx, order.chain, order.auth.from_, now_ms):
+            raise Problem(
+                "rate_limited",
+                "Payments of this wallet failed on chain a moment ago; nothing was sent. "
+                "Try again in an hour.",
+                headers={"Retry-After": "3600"},
+            )
 
 
 async def _now_s(db: Database) -> int:
@@ -129,14 +145,21 @@ async def _join(rails: Rails, key: AuthKey, content: bytes, offer: str | None) -
     return Paid(payment, price_units, None, repeat=True, same_presenter=same)
 
 
-async def _await_end(rails: Rails, payment: Payment) -> Payment:
-    """Look at a payment that somebody else settles until it ends or our wait is over."""
+async def _await_end(
+    rails: Rails,
+    payment: Payment,
+    look: Callable[[Rails, Payment], Awaitable[object]] | None = None,
+) -> Payment:
+    """Look at a payment until it ends or our wait is over. ``look`` brings it on; without one
+    somebody else settles it."""
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + rails.settings.server.settle_wait_s
     pause_s = 0.02
     while payment.state == "processing" and loop.time() < deadline_s:
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.5)
+        if look is not None:
+            await look(rails, payment)
         async with rails.db.read() as tx:
             payment = await journal.by_id(tx, payment.id) or payment
     return payment
@@ -145,28 +168,69 @@ async def _await_end(rails: Rails, payment: Payment) -> Payment:
 async def _settle(rails: Rails, order: Order, make_hold: MakeHold | None) -> Paid | None:
     """Verify, claim, broadcast, wait, finish. None: another node claimed it meanwhile."""
     rpc = rails.rpcs[order.chain.caip2]
+    begun: list[Payment] = []
     try:
-        now_s = await _now_s(rails.db)
-        kind, from_block = await asyncio.gather(
-            eip3009.verify(rpc, order.asset, order.auth, now_s), rpc.block_number()
-        )
-        recipient_chain = "" if kind == "key" else await _chain_of_contract(rpc, order)
-        payment = await _claim_and_send(rails, order, recipient_chain, from_block)
+        handed = await _hand_in(rails, order, rpc, begun)
     except Rejected as refusal:
         return await _spent_before(rails, order, rpc, refusal)
     except ChainError as error:
         raise refused(error) from error
-    if payment is None:
+    if handed is None:
         return None
+    payment = replace(begun[-1], tx_hash=handed.tx_hash)
     hold = None if make_hold is None else _priced(make_hold, order.price_units)
+    held = None
     try:
-        payment, held = await _until_mined(rails, order, rpc, payment, hold)
-    except (ChainError, DatabaseUnavailable, CommitUnknown):
+        if handed.receipt is not None:
+            payment, held = await _finish(rails, order, payment, handed.receipt, hold)
+    except (ChainError, DatabaseUnavailable, CommitUnknown) as error:
         # The money may have moved and the mint may even stand; the background loop finds out.
-        held = None
+        log.info("payment %s: %s; it is looked at again", payment.id, error)
     if payment.state == "processing":
         await _let_go(rails, payment)
     return Paid(payment, order.price_units, held, repeat=False, same_presenter=True)
+
+
+async def _hand_in(rails: Rails, order: Order, rpc: Rpc, begun: list[Payment]) -> Handed | None:
+    """Verify, and let the engine settle. ``begun`` gets the payment as it was written."""
+    auth = order.auth
+    if eip3009.signed_by_key(order.chain.network, order.asset, auth):
+        # The usual case. Whether the payer has code, in which case its key's signature does not
+        # count, and whether the token would take it, is asked with everybody else's.
+        if not await rpc.has_code(order.asset.address):
+            raise Unavailable("rpc_error", f"there is no token at {order.asset.address}")
+        with suppress(engine.PayerHasCode):
+            job = _job(rails, order, "", begun)
+            return await engine.settle(rails, replace(job, code_known=False))
+    await eip3009.verify(rpc, order.asset, auth, await _now_s(rails.db))
+    recipient_chain = await _chain_of_contract(rpc, order)
+    return await engine.settle(
+        rails, replace(_job(rails, order, recipient_chain, begun), alone=True)
+    )
+
+
+def _job(rails: Rails, order: Order, recipient_chain: str, begun: list[Payment]) -> Job:
+    """The order as the engine takes it: what is sent, and how it is claimed."""
+    auth = order.auth
+    payment_id = journal.new_id()
+
+    async def begin(tx: Tx, at: Begun) -> bool:
+        claim = Claim(payment_id, order.content, order.offer)
+        if not await journal.claim(tx, order.key, claim, at.now_ms):
+            return False
+        payment = _new_payment(rails.settings, order, payment_id, recipient_chain, at)
+        await journal.insert(tx, payment)
+        begun.append(payment)
+        return True
+
+    return Job(
+        chain=order.chain,
+        call=Call(payment_id, order.asset.address, eip3009.transfer_calldata(auth)),
+        payer=auth.from_,
+        spends=(order.asset.address, auth.from_, auth.nonce),
+        valid_before_s=auth.valid_before_s,
+        begin=begin,
+    )
 
 
 async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected) -> Paid | None:
@@ -182,8 +246,9 @@ async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected)
     auth = order.auth
     try:
         found = None
-        if refusal.code == USED:
-            found = await recover.seen(rpc, order.chain, order.asset, auth.from_, auth.nonce)
+        if refusal.code == recover.USED:
+            spent = Spent(order.asset, auth.from_, auth.nonce, order.chain.pay_to)
+            found = await recover.seen(rpc, spent, "eip3009")
         if found is None:
             raise refusal
         recipient_chain = await _chain_of_contract(rpc, order)
@@ -193,8 +258,8 @@ async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected)
 
     async def work(tx: Tx) -> Payment | None:
         now_ms = await tx.now_ms()
-        block = transfer.block_number
-        payment = _new_payment(rails.settings, order, recipient_chain, block, now_ms)
+        at = Begun(now_ms, transfer.block_number)
+        payment = _new_payment(rails.settings, order, journal.new_id(), recipient_chain, at)
         if not await journal.claim(tx, order.key, Claim(payment.id, order.content, None), now_ms):
             return None
         await journal.insert(tx, payment)
@@ -217,54 +282,13 @@ async def _chain_of_contract(rpc: Rpc, order: Order) -> str:
     return "" if kind == "key" else order.chain.caip2
 
 
-async def _claim_and_send(
-    rails: Rails, order: Order, recipient_chain: str, from_block: int
-) -> Payment | None:
-    """Commit the intent with its signed transaction, then hand it over. None: claimed before."""
-    chain, auth = order.chain, order.auth
-    if chain.settler_key is None:
-        raise Unavailable("gas_account_empty", f"{chain.name} has no settler key")
-    key = chain.settler_key.get_secret_value()
-    gas_account = address_of(private_key(key))
-    rpc = rails.rpcs[chain.caip2]
-    data = eip3009.transfer_calldata(auth)
-    async with rails.gas_locks[chain.caip2]:
-        fees = await sender.fees(rpc, gas_account, order.asset.address, data)
-
-        async def work(tx: Tx) -> tuple[Payment, sender.Prepared] | None:
-            now_ms = await tx.now_ms()
-            payment = _new_payment(rails.settings, order, recipient_chain, from_block, now_ms)
-            claim = Claim(payment.id, order.content, order.offer)
-            if not await journal.claim(tx, order.key, claim, now_ms):
-                return None
-            await journal.insert(tx, payment)
-            nonce = await journal.allot(tx, chain.caip2, gas_account, fees.nonce, payment.id)
-            prepared = sender.sign(
-                key, chain.network.chain_id, nonce, order.asset.address, data, fees
-            )
-            await journal.store_prepared(tx, prepared, payment.id, now_ms)
-            return replace(payment, tx_hash=prepared.tx_hash), prepared
-
-        claimed = await transact(rails.db, work)
-        if claimed is None:
-            return None
-        payment, prepared = claimed
-        try:
-            await sender.broadcast(rpc, prepared.raw)
-        except (Unknown, Unavailable, Rejected):
-            # It is stored: whatever this was, the wait below or the background loop decides by
-            # looking at the chain, and sends the same bytes again if they are still wanted.
-            return payment
-    return payment
-
-
 def _new_payment(
-    settings: Settings, order: Order, recipient_chain: str, from_block: int, now_ms: int
+    settings: Settings, order: Order, payment_id: str, recipient_chain: str, at: Begun
 ) -> Payment:
     span = settings.credits.expire_after
     expires = order.purpose == offers.CREDITS and span is not None
     return Payment(
-        id=journal.new_id(),
+        id=payment_id,
         provider="x402",
         state="processing",
         purpose=order.purpose,
@@ -274,45 +298,43 @@ def _new_payment(
         network=order.chain.caip2,
         asset=order.asset.address,
         amount_units=order.auth.value_units,
-        expires_ms=span.after_ms(now_ms) if expires and span is not None else None,
+        expires_ms=span.after_ms(at.now_ms) if expires and span is not None else None,
         auth_nonce=order.auth.nonce,
         valid_before_s=order.auth.valid_before_s,
-        from_block=from_block,
+        from_block=at.from_block,
         tx_hash=None,
         external_ref=None,
         external_url=None,
         lot_id=None,
         error_code=None,
         error_detail=None,
-        created_at_ms=now_ms,
-        updated_at_ms=now_ms,
-        lease_ms=now_ms + settings.server.settle_wait_s * 1000 + LEASE_MARGIN_MS,
+        created_at_ms=at.now_ms,
+        updated_at_ms=at.now_ms,
+        lease_ms=at.now_ms + settings.server.settle_wait_s * 1000 + LEASE_MARGIN_MS,
+        pay_to=order.auth.to,
     )
 
 
-async def _until_mined(
+async def _finish(
     rails: Rails,
     order: Order,
-    rpc: Rpc,
     payment: Payment,
+    receipt: Receipt,
     hold: Callable[[int], ledger.Hold] | None,
 ) -> tuple[Payment, ledger.Outcome | None]:
-    """Wait for our transaction; finish by what its logs say. Still processing: not known yet."""
-    async with rails.db.read() as tx:
-        sent = await journal.sent_for(tx, payment.id)
-    receipt = await sender.wait(rpc, sent[0].tx_hash, rails.settings.server.settle_wait_s)
-    if receipt is None:
-        return payment, None
-    found = by_authorization(
-        transfers.transfers_in(order.chain.caip2, receipt, order.asset, order.chain.pay_to),
-        order.auth.from_,
-        order.auth.nonce,
-    )
+    """Finish by what the logs say of this very payment. Still processing: not known yet."""
+    auth = order.auth
+    spent = Spent(order.asset, auth.from_, auth.nonce, auth.to)
+    found = METHODS[payment.method].transfer(order.chain.caip2, receipt, spent)
     if found is None:
-        return payment, None
+        # A neighbour may have taken it along, or the payer was faster: find out now, and send it
+        # alone if it is still good.
+        await recover.recover(rails, payment)
+        return await _await_end(rails, payment, recover.recover), None
+    transfer = found
 
     async def work(tx: Tx) -> tuple[Payment, ledger.Outcome | None]:
-        return await journal.finish(tx, payment.id, found, await tx.now_ms(), hold)
+        return await journal.finish(tx, payment.id, transfer, await tx.now_ms(), hold)
 
     return await transact(rails.db, work)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +15,7 @@ from chain.schemes import eip3009
 from chain.sender import Prepared
 from gateway.config import load
 from gateway.db import Database
-from gateway.payments import journal, offers
+from gateway.payments import journal, nonces, offers
 from gateway.payments.journal import AuthKey, Claim, Payment
 from gateway.payments.rails import Rails
 from gateway.settings import Settings
@@ -130,11 +129,14 @@ class Desk:
             now_ms = await tx.now_ms()
             assert await journal.claim(tx, key, Claim(new.id, b"content", None), now_ms)
             await journal.insert(tx, new)
-            nonce = await journal.allot(tx, NETWORK.caip2, settler.address, fees.nonce, new.id)
+            call = nonces.Call(new.id, USDC.address, data)
+            nonce = await nonces.allot(
+                tx, NETWORK.caip2, settler.address, fees.nonce, [call], now_ms
+            )
             prepared = sender.sign(
                 settler.private_key, NETWORK.chain_id, nonce, USDC.address, data, fees
             )
-            await journal.store_prepared(tx, prepared, new.id, now_ms)
+            await nonces.store(tx, prepared, now_ms)
         return Claimed(new, prepared, auth)
 
     def send(self, claimed: Claimed) -> str:
@@ -180,7 +182,7 @@ async def opened_desk(net: Devnet, database: str, *rpc_urls: str) -> AsyncIterat
     db = await Database.connect(database)
     rpc = Rpc(NETWORK, urls)
     keys = await offers.load_keys(db)
-    rails = Rails(settings, db, keys, {NETWORK.caip2: rpc}, {NETWORK.caip2: asyncio.Lock()})
+    rails = Rails(settings, db, keys, {NETWORK.caip2: rpc})
     try:
         yield Desk(net, rails, rpc)
     finally:

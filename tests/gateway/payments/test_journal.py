@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from chain.sender import Prepared
 from chain.transfers import Transfer
 from gateway import ledger
 from gateway.accounts import wallets
@@ -192,63 +191,6 @@ async def test_every_part_of_the_key_counts(db: Database, part: str) -> None:
         assert await journal.claim(tx, KEY, Claim("pay_1", b"1", None), T0)
         assert await journal.claim(tx, replace(KEY, **change), Claim("pay_2", b"1", None), T0)
         assert not await journal.claim(tx, KEY, Claim("pay_3", b"1", None), T0)
-
-
-# --- one chain nonce ------------------------------------------------------------------------
-
-
-async def test_nodes_that_share_a_gas_account_never_share_a_number(connect: Connect) -> None:
-    nodes = [await connect() for _ in range(4)]
-
-    async def allot(node: Database, payment_id: str, floor: int) -> int:
-        return await transact(
-            node, lambda tx: journal.allot(tx, NETWORK.caip2, SENDER, floor, payment_id)
-        )
-
-    for start in (7, 11):
-        got = await asyncio.gather(
-            *(allot(node, f"p{start}{n}", 7) for n, node in enumerate(nodes))
-        )
-        assert sorted(got) == list(range(start, start + 4))
-    async with nodes[0].read() as tx:
-        rows = await tx.fetch("SELECT nonce, payment_id FROM chain_nonce ORDER BY nonce")
-    assert [row["nonce"] for row in rows] == list(range(7, 15))
-    assert len({row["payment_id"] for row in rows}) == 8
-
-
-async def test_a_number_is_never_below_what_the_nodes_count_nor_given_twice(db: Database) -> None:
-    async with db.write() as tx:
-
-        async def allot(floor: int, who: str = SENDER, net: str = "n1") -> int:
-            return await journal.allot(tx, net, who, floor, "p")
-
-        assert [await allot(0), await allot(0), await allot(0)] == [0, 1, 2]
-        assert [await allot(9), await allot(3)] == [9, 10]
-        assert await allot(0, who="0x" + "5f" * 20) == 0
-        assert await allot(0, net="n2") == 0
-
-
-async def test_what_was_signed_is_kept_to_the_byte(db: Database) -> None:
-    await inserted(db, blank("pay_1"), blank("pay_2", auth_nonce="0x02"))
-    made = [
-        Prepared(NETWORK.caip2, SENDER, nonce, bytes(range(256)) + b"%d" % nonce, f"0x{nonce:064x}")
-        for nonce in (3, 4, 5, 6)
-    ]
-    async with db.write() as tx:
-        await journal.store_prepared(tx, made[0], "pay_1", T0)
-        await journal.store_prepared(tx, made[1], "pay_2", T0)
-        await journal.store_prepared(tx, made[2], "pay_1", T0)
-        await journal.store_prepared(tx, made[3], "pay_1", T0 + 1)
-        other = replace(made[0], sender="0x" + "5f" * 20, tx_hash="0x" + "f" * 64)
-        await journal.store_prepared(tx, other, "pay_2", T0)
-    async with db.read() as tx:
-        assert await journal.sent_for(tx, "pay_1") == [made[3], made[2], made[0]]
-        assert await journal.sent_for(tx, "pay_3") == []
-        assert await journal.sent_before(tx, made[3], 4, 10) == made[1:3]
-        assert await journal.sent_before(tx, made[3], 0, 2) == made[:2]
-        assert await journal.sent_before(tx, made[3], 6, 10) == []
-        assert await journal.sent_before(tx, other, 0, 10) == []
-    assert (await stored(db, "pay_1")).tx_hash == made[3].tx_hash
 
 
 # --- one mint -------------------------------------------------------------------------------

@@ -1,0 +1,379 @@
+"""The settlement engine: hand in what was paid, once, many at a time.
+
+    settle        a job waits in the lane of its network until a transaction takes it along
+    gather        while one transaction is prepared, whoever comes queues and goes with the next;
+                  alone on an idle gateway it does not wait
+    simulate      the whole batch, right before it is sent; who would fail is refused, unwritten
+    claim         one database transaction: every job's unique key and row, the chain nonce, the
+                  signed bytes
+    hand over     and wait for a block, for a bounded time; what is not known then is pending
+
+It knows nothing of schemes nor of what is done at the end: a job brings its call and its claim
+(``lane.Job``), and gets the receipt back, in which it looks for its own logs. Payments that nobody
+waits for any more are finished by ``recover.py``, which asks ``methods.py`` what to look for; their
+nonces are looked after by ``gas.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from chain import multicall, sender
+from chain.errors import ChainError, Rejected, Reverted, Unavailable, Unknown
+from chain.receipts import Receipt
+from chain.rpc import Rpc
+from chain.sender import Market, Prepared
+from gateway.db import CommitUnknown, DatabaseUnavailable, Tx, transact
+from gateway.observe import log
+from gateway.payments import gas, journal, nonces
+from gateway.payments.gas import GasAccount
+from gateway.payments.lane import Begun, Handed, Job, Lane, Waiting
+from gateway.payments.nonces import Call
+from gateway.payments.rails import Rails
+from gateway.settings import Chain
+
+ROUND_S: Final = 6  # at least: from the simulation to a block
+_NO_MULTICALL_S: Final = 60
+_REREAD_S: Final = 2  # how often to look whether a transaction was replaced
+
+
+class PayerHasCode(Exception):  # noqa: N818
+    """The payer of a job whose ``code_known`` is False has code: look at its signature by the rules
+    of contracts, and hand the job in ``alone``. Nothing was written or sent."""
+
+
+async def settle(rails: Rails, job: Job) -> Handed | None:
+    """Settle one job, with others where that can be. Returns when its transaction is in a block or
+    ``settle_wait_s`` is over.
+
+    None: ``begin`` said that somebody has claimed it already. Raises, with nothing written or
+    sent: ``Rejected`` if it would fail, ``Unavailable`` if nothing can be sent now,
+    ``PayerHasCode``, ``DatabaseUnavailable``. ``CommitUnknown``: it may be claimed; whoever asks
+    again finds out.
+    """
+    loop = asyncio.get_running_loop()
+    lane = rails.lanes.setdefault(job.chain.caip2, Lane())
+    waiting = Waiting(job, loop.create_future(), job.alone)
+    lane.queue.append(waiting)
+    lane.arrived.set()
+    if lane.runner is None:
+        lane.runner = loop.create_task(_run(rails, job.chain, lane))
+    outcome = await asyncio.shield(waiting.outcome)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+# -- the lane --------------------------------------------------------------------------------------
+
+
+async def _run(rails: Rails, chain: Chain, lane: Lane) -> None:
+    """Send what waits, one transaction after the other, until nothing does."""
+    batch: list[Waiting] = []
+    try:
+        while lane.queue:
+            await _gather(lane, chain)
+            batch = await _take(rails, lane, chain)
+            try:
+                again = await _send(rails, chain, lane, batch)
+            except (ChainError, DatabaseUnavailable, CommitUnknown) as error:
+                _tell(batch, error)
+                continue
+            except Exception as error:
+                # One of several may be at fault: then only that one hears of it.
+                again = batch if len(batch) > 1 else []
+                if not again:
+                    _tell(batch, error)
+            for waiting in again:
+                waiting.alone = True
+            lane.queue.extendleft(reversed(again))
+    except BaseException:  # the loop is closing
+        _tell([*batch, *lane.queue], DatabaseUnavailable("the gateway is stopping"))
+        lane.queue.clear()
+        raise
+    finally:
+        lane.runner = None
+
+
+def _tell(batch: Sequence[Waiting], outcome: Handed | BaseException | None) -> None:
+    for waiting in batch:
+        if not waiting.outcome.done():
+            waiting.outcome.set_result(outcome)
+
+
+async def _gather(lane: Lane, chain: Chain) -> None:
+    """Wait for company, if it is likely to come: others are under way, or just were."""
+    loop = asyncio.get_running_loop()
+    window_s = chain.settle_window_ms / 1_000
+    if not lane.in_flight and loop.time() > lane.last_sent_s + window_s:
+        return
+    deadline_s = loop.time() + window_s
+    while len(lane.queue) < chain.settle_batch:
+        lane.arrived.clear()
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await lane.arrived.wait()
+        except TimeoutError:
+            return
+
+
+async def _take(rails: Rails, lane: Lane, chain: Chain) -> list[Waiting]:
+    """The next batch: one that goes alone, or as many as may go together, in their order."""
+    first = lane.queue.popleft()
+    if first.alone or chain.settle_batch == 1 or not await _has_multicall(rails, lane, chain):
+        return [first]
+    async with rails.db.read() as tx:
+        now_s = await tx.now_ms() // 1_000
+    if not _has_time(first, chain, now_s):
+        return [first]
+    batch: list[Waiting] = [first]
+    rest: list[Waiting] = []
+    while lane.queue and len(batch) < chain.settle_batch:
+        waiting = lane.queue.popleft()
+        together = not waiting.alone and _has_time(waiting, chain, now_s)
+        (batch if together else rest).append(waiting)
+    lane.queue.extendleft(reversed(rest))
+    return batch
+
+
+def _has_time(waiting: Waiting, chain: Chain, now_s: int) -> bool:
+    """Two rounds are left: one in company, and one alone if that did not work out."""
+    round_s = max(ROUND_S, 2 * chain.network.finality.block_ms // 1_000)
+    return waiting.job.valid_before_s >= now_s + 2 * round_s
+
+
+async def _has_multicall(rails: Rails, lane: Lane, chain: Chain) -> bool:
+    if not lane.queue:
+        return False  # nobody to go with
+    loop = asyncio.get_running_loop()
+    if loop.time() < lane.no_multicall_s:
+        return False
+    try:
+        if await rails.rpcs[chain.caip2].has_code(multicall.ADDRESS):
+            return True
+    except Unavailable as error:
+        log.info("%s: %s; payments are settled one by one", chain.name, error)
+        return False
+    lane.no_multicall_s = loop.time() + _NO_MULTICALL_S
+    return False
+
+
+# -- one transaction -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Sendable:
+    """What passed the simulation, and what sending it takes."""
+
+    jobs: list[Waiting]
+    again: list[Waiting]  # neither refused nor sent: each goes alone next
+    gas_limit: int
+    now: Market
+
+
+async def _send(rails: Rails, chain: Chain, lane: Lane, batch: list[Waiting]) -> list[Waiting]:
+    """Simulate, claim, sign, store, hand over. Returns who is to be tried alone."""
+    account = await gas.choose(rails, chain)
+    rpc = rails.rpcs[chain.caip2]
+    ready = await _ready(rpc, account, batch)
+    if not ready.jobs:
+        return ready.again
+    fees = ready.now.fees(ready.gas_limit, gas.most_wei(chain))
+    inorder = sorted(ready.jobs, key=lambda waiting: waiting.job.spends)
+    cost = gas.expected_gwei(ready.gas_limit, ready.now)
+
+    async def work(tx: Tx) -> tuple[list[Waiting], Prepared | None]:
+        now_ms = await tx.now_ms()
+        begun = Begun(now_ms, ready.now.block_number)
+        mine = [waiting for waiting in inorder if await waiting.job.begin(tx, begun)]
+        if not mine:
+            return [], None
+        calls = [waiting.job.call for waiting in mine]
+        nonce = await nonces.allot(
+            tx, chain.caip2, account.address, fees.nonce, calls, now_ms, cost
+        )
+        to, data = _together(calls)
+        prepared = sender.sign(account.key, chain.network.chain_id, nonce, to, data, fees)
+        await nonces.store(tx, prepared, now_ms)
+        return mine, prepared
+
+    mine, prepared = await transact(rails.db, work)
+    _tell([waiting for waiting in inorder if waiting not in mine], None)
+    if prepared is None:
+        return ready.again
+    loop = asyncio.get_running_loop()
+    lane.last_sent_s = loop.time()
+    task = loop.create_task(_deliver(rails, rpc, prepared, mine))
+    lane.in_flight.add(task)
+    task.add_done_callback(lane.in_flight.discard)
+    await _hand_over(rpc, prepared)
+    return ready.again
+
+
+def _together(calls: Sequence[Call]) -> tuple[str, bytes]:
+    """One call that makes all these. Each fails by itself only."""
+    if len(calls) == 1:
+        return calls[0].to, calls[0].data
+    several = [(call.to, call.data) for call in calls]
+    return multicall.ADDRESS, multicall.aggregate(several, allow_failure=True)
+
+
+async def _hand_over(rpc: Rpc, prepared: Prepared) -> None:
+    try:
+        await sender.broadcast(rpc, prepared.raw)
+    except (Unknown, Unavailable, Rejected) as error:
+        # It is stored: whatever this was, the wait or the background loop decides by looking at
+        # the chain, and sends the same bytes again if they are still wanted.
+        log.info("transaction %s: %s; it is looked at again", prepared.tx_hash, error)
+
+
+async def _ready(rpc: Rpc, account: GasAccount, batch: list[Waiting]) -> _Sendable:
+    """Ask the chain who of a batch would succeed now, and what that takes. The others are told."""
+    unknown = [waiting for waiting in batch if not waiting.job.code_known]
+    simulated, now, codes = await asyncio.gather(
+        _simulated(rpc, account, batch),
+        sender.market(rpc, account.address),
+        asyncio.gather(*(rpc.code(waiting.job.payer) for waiting in unknown)),
+    )
+    with_code = [waiting for waiting, code in zip(unknown, codes, strict=True) if code]
+    for waiting in with_code:
+        _tell([waiting], PayerHasCode())
+    jobs = [waiting for waiting in simulated.jobs if waiting not in with_code]
+    alone = [waiting for waiting in simulated.again if waiting not in with_code]
+    return _Sendable(jobs, alone, simulated.gas_limit, now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Simulated:
+    jobs: list[Waiting]
+    again: list[Waiting]
+    gas_limit: int
+
+
+async def _simulated(rpc: Rpc, account: GasAccount, batch: list[Waiting]) -> _Simulated:
+    """Who would succeed together, who is to be tried alone, and the gas of the first.
+
+    The estimate lets no call fail: where one may, a transaction that runs out of gas in the middle
+    passes for a success, and the estimate would be of that.
+    """
+    jobs = batch
+    for _ in range(2):
+        if len(jobs) < 2:
+            return await _simulated_alone(rpc, account, jobs)
+        calls = [(waiting.job.call.to, waiting.job.call.data) for waiting in jobs]
+        strict = multicall.aggregate(calls, allow_failure=False)
+        most = len(jobs) * sender.MAX_GAS
+        try:
+            to = multicall.ADDRESS
+            limit = await sender.gas_limit(rpc, account.address, to, strict, max_gas=most)
+            return _Simulated(jobs, [], limit)
+        except Reverted:
+            jobs = await _succeeding(rpc, jobs)
+        except Rejected:
+            break
+    # What they do keeps changing under our hands: each by itself.
+    return _Simulated([], jobs, 0)
+
+
+async def _simulated_alone(rpc: Rpc, account: GasAccount, jobs: list[Waiting]) -> _Simulated:
+    if not jobs:
+        return _Simulated([], [], 0)
+    call = jobs[0].job.call
+    try:
+        limit = await sender.gas_limit(rpc, account.address, call.to, call.data)
+    except Rejected as refusal:
+        _tell(jobs, refusal)
+        return _Simulated([], [], 0)
+    return _Simulated(jobs, [], limit)
+
+
+async def _succeeding(rpc: Rpc, jobs: list[Waiting]) -> list[Waiting]:
+    """Those that would succeed one after the other; the rest are told why not."""
+    calls = [(waiting.job.call.to, waiting.job.call.data) for waiting in jobs]
+    lenient = multicall.aggregate(calls, allow_failure=True)
+    try:
+        answer = await rpc.eth_call(multicall.ADDRESS, lenient, "pending")
+    except Rejected:
+        return jobs
+    good = []
+    outcomes = multicall.results(answer, len(jobs))
+    for waiting, (succeeds, returned) in zip(jobs, outcomes, strict=True):
+        if succeeds:
+            good.append(waiting)
+        else:
+            _tell([waiting], multicall.refusal(returned))
+    return good
+
+
+async def _deliver(rails: Rails, rpc: Rpc, prepared: Prepared, jobs: list[Waiting]) -> None:
+    """Wait for the transaction or what replaces it, and tell everybody who is in it."""
+    receipt: Receipt | None = None
+    try:
+        receipt = await _included(rails, rpc, prepared)
+        if receipt is not None:
+            async with rails.db.write() as tx:
+                cost = gas.cost_gwei(receipt)
+                await nonces.close(tx, prepared, cost, await tx.now_ms())
+    except (ChainError, DatabaseUnavailable, CommitUnknown) as error:
+        log.info("transaction %s: %s; it is looked at again", prepared.tx_hash, error)
+    finally:
+        tx_hash = prepared.tx_hash if receipt is None else receipt.tx_hash
+        _tell(jobs, Handed(tx_hash, receipt))
+
+
+async def _included(rails: Rails, rpc: Rpc, prepared: Prepared) -> Receipt | None:
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + rails.settings.server.settle_wait_s
+    versions: Sequence[Prepared] = [prepared]
+    while True:
+        left_s = int(deadline_s - loop.time() + 0.5)
+        receipt = await sender.wait(rpc, versions[0].tx_hash, min(left_s, _REREAD_S))
+        if receipt is None and len(versions) > 1:
+            receipt = await gas.first_receipt(rpc, versions[1:])
+        if receipt is not None or left_s <= _REREAD_S:
+            return receipt
+        async with rails.db.read() as tx:
+            versions = await nonces.versions(tx, prepared.network, prepared.sender, prepared.nonce)
+
+
+# -- once more, alone ------------------------------------------------------------------------------
+
+
+async def again(rails: Rails, chain: Chain, payment_id: str, sent: Sequence[Prepared]) -> bool:
+    """Sign a payment once more, alone, under a new nonce. ``sent`` is all that was signed for it.
+
+    Only where what was sent before is known to move nothing for it: its nonces are used in blocks.
+    The token takes an authorization once anyway. False: somebody else has done so meanwhile, or
+    the payment has ended. Raises ``Rejected`` if it would fail now, with nothing written.
+    """
+    account = await gas.choose(rails, chain)
+    rpc = rails.rpcs[chain.caip2]
+    async with rails.db.read() as tx:
+        call = await nonces.call_for(tx, payment_id, sent[0])
+    limit, now = await asyncio.gather(
+        sender.gas_limit(rpc, account.address, call.to, call.data),
+        sender.market(rpc, account.address),
+    )
+    fees = now.fees(limit, gas.most_wei(chain))
+
+    async def work(tx: Tx) -> Prepared | None:
+        payment = await journal.by_id(tx, payment_id, lock=True)
+        before = await nonces.sent_for(tx, payment_id)
+        if payment is None or payment.state != "processing" or len(before) != len(sent):
+            return None
+        now_ms = await tx.now_ms()
+        cost = gas.expected_gwei(limit, now)
+        nonce = await nonces.allot(
+            tx, chain.caip2, account.address, fees.nonce, [call], now_ms, cost
+        )
+        fresh = sender.sign(account.key, chain.network.chain_id, nonce, call.to, call.data, fees)
+        await nonces.store(tx, fresh, now_ms)
+        return fresh
+
+    fresh = await transact(rails.db, work)
+    if fresh is not None:
+        await _hand_over(rpc, fresh)
+    return fresh is not None

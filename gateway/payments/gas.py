@@ -1,0 +1,385 @@
+"""Gas accounts: which one sends, what may be spent, and that none stays stuck.
+
+Every chain nonce that was allotted is looked after here until a block has used it: its bytes are
+handed over again when nodes have dropped them, replaced at a higher fee when they are overdue, and
+replaced by nothing (a transfer of zero to ourselves) when no payment of it can succeed any more,
+so that what expired holds up nobody. The same nonce always; every replacement is stored first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from chain import receipts, sender
+from chain.errors import ChainError, Rejected, Unavailable, Unknown
+from chain.receipts import Receipt
+from chain.rpc import Rpc
+from chain.sender import Market, Prepared
+from gateway.db import Row, Tx, transact
+from gateway.observe import log
+from gateway.payments import nonces
+from gateway.payments.nonces import Open
+from gateway.payments.rails import Rails
+from gateway.settings import Chain
+from wallet_auth.keys import address_of, private_key
+
+HOUR_MS: Final = 3_600_000
+PAUSE_STUCK_MS: Final = 60_000  # no more is queued behind a transaction that is stuck for so long
+LOW: Final = 20  # settlements that a gas account should be good for
+USUAL_GAS: Final = 130_000  # of one settlement, generously
+NOTE_EVERY_MS: Final = 60_000
+_AT_ONCE: Final = 50
+_TEND_LEASE_MS: Final = 10_000
+_PATIENCE_MS: Final = 1_500  # before a transaction that nodes do not show is handed over again
+_GWEI: Final = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class GasAccount:
+    """A key that pays for settlements, and its address."""
+
+    key: str = field(repr=False)
+    address: str
+
+
+def accounts(chain: Chain) -> list[GasAccount]:
+    """The gas accounts of a network, each once, in the order of the configuration."""
+    first = () if chain.settler_key is None else (chain.settler_key,)
+    keys = dict.fromkeys(key.get_secret_value() for key in (*first, *chain.settler_keys))
+    return [GasAccount(key, address_of(private_key(key))) for key in keys]
+
+
+def most_wei(chain: Chain) -> int | None:
+    """The most that may be paid for a unit of gas; None: what it costs."""
+    return None if chain.max_fee_gwei is None else chain.max_fee_gwei * _GWEI
+
+
+async def choose(rails: Rails, chain: Chain) -> GasAccount:
+    """The gas account for the next transaction: not stuck, not empty, with the fewest under way.
+
+    Raises ``Unavailable`` with one of ``rails.PAUSES`` when nothing may be sent now.
+    """
+    ours = accounts(chain)
+    if not ours:
+        raise Unavailable("gas_account_empty", f"{chain.name} has no settler key")
+    async with rails.db.read() as tx:
+        now_ms = await tx.now_ms()
+        await _within_budget(tx, chain, now_ms)
+        rows = await tx.fetch(
+            "SELECT a.sender, a.stuck_ms, a.balance_gwei, a.need_gwei, (SELECT count(*) FROM"
+            " chain_nonce n WHERE n.network = a.network AND n.sender = a.sender AND n.done_ms IS"
+            " NULL) AS under_way FROM gas_account a WHERE a.network = $1",
+            chain.caip2,
+        )
+    known = {row["sender"]: row for row in rows}
+    good = [a for a in ours if not _is_stuck(known.get(a.address), now_ms)]
+    if not good:
+        raise Unavailable("gas_accounts_stuck", f"every gas account on {chain.name} is stuck")
+    funded = [a for a in good if not _is_short(known.get(a.address), 1)]
+    if not funded:
+        raise Unavailable("gas_account_empty", f"every gas account on {chain.name} is empty")
+
+    def load(account: GasAccount) -> tuple[bool, bool, int]:
+        row = known.get(account.address)
+        if row is None:
+            return False, False, 0
+        return row["stuck_ms"] is not None, _is_short(row, LOW), row["under_way"]
+
+    return min(funded, key=load)
+
+
+async def _within_budget(tx: Tx, chain: Chain, now_ms: int) -> None:
+    if chain.gas_per_hour_gwei is None:
+        return
+    spent: int = await tx.fetchval(
+        "SELECT CAST(coalesce(sum(cost_gwei), 0) AS BIGINT) FROM chain_nonce WHERE network = $1"
+        " AND at_ms > $2",
+        chain.caip2,
+        now_ms - HOUR_MS,
+    )
+    if spent >= chain.gas_per_hour_gwei:
+        raise Unavailable("gas_budget_spent", f"{chain.name}: gas_per_hour is used up")
+
+
+def _is_stuck(row: Row | None, now_ms: int) -> bool:
+    since: int | None = None if row is None else row["stuck_ms"]
+    return since is not None and since <= now_ms - PAUSE_STUCK_MS
+
+
+def _is_short(row: Row | None, settlements: int) -> bool:
+    """Whether an account is known not to be good for so many settlements."""
+    if row is None or row["balance_gwei"] is None or row["need_gwei"] is None:
+        return False
+    short: bool = row["balance_gwei"] < settlements * row["need_gwei"]
+    return short
+
+
+async def standing(rails: Rails) -> dict[str, str]:
+    """Every gas account that needs somebody, by network and address: ``low``, ``empty``, ``stuck``;
+    and the networks whose gas budget is used up. As of the last look; empty if all is well."""
+    found: dict[str, str] = {}
+    async with rails.db.read() as tx:
+        now_ms = await tx.now_ms()
+        for chain in rails.settings.chains:
+            try:
+                await _within_budget(tx, chain, now_ms)
+            except Unavailable as error:
+                found[chain.caip2] = error.code
+            for account in accounts(chain):
+                row = await tx.fetchrow(
+                    "SELECT stuck_ms, balance_gwei, need_gwei FROM gas_account WHERE network = $1"
+                    " AND sender = $2",
+                    chain.caip2,
+                    account.address,
+                )
+                if row is not None and row["stuck_ms"] is not None:
+                    found[f"{chain.caip2} {account.address}"] = "stuck"
+                elif _is_short(row, LOW):
+                    short = "empty" if _is_short(row, 1) else "low"
+                    found[f"{chain.caip2} {account.address}"] = short
+    return found
+
+
+async def payer_is_blocked(tx: Tx, chain: Chain, payer: str, now_ms: int) -> bool:
+    """Whether settlements of this payer failed too often lately: each cost us gas.
+
+    What expired without being included is not the payer's fault and does not count.
+    """
+    failed: int = await tx.fetchval(
+        "SELECT count(*) FROM payment WHERE payer = $1 AND state = 'failed' AND network = $2"
+        " AND error_code = 'invalid_transaction_state' AND updated_at_ms > $3",
+        payer,
+        chain.caip2,
+        now_ms - HOUR_MS,
+    )
+    return failed >= chain.failed_per_hour
+
+
+def cost_gwei(receipt: Receipt) -> int:
+    """What a transaction cost (without what a rollup adds for its data), rounded up."""
+    return -(-receipt.gas_used * receipt.gas_price_wei // _GWEI)
+
+
+def expected_gwei(gas_limit: int, now: Market) -> int:
+    """What a transaction will cost about, at the price of now."""
+    return -(-gas_limit * (now.base_wei + now.tip_wei) // _GWEI)
+
+
+# -- looking after what was signed -----------------------------------------------------------------
+
+
+async def tend(
+    rails: Rails, rpc: Rpc, chain: Chain, address: str, *, patience_ms: int = _PATIENCE_MS
+) -> bool:
+    """Look after the open chain nonces of one gas account. False: somebody else is at it.
+
+    What was signed within ``patience_ms`` is left to whoever is sending it. Raises ``ChainError``
+    if the chain cannot be asked; what one transaction meets keeps no other waiting.
+    """
+    if not await _lease(rails, chain, address):
+        return False
+    try:
+        now = await sender.market(rpc, address)
+        overdue_after_ms = _overdue_ms(rpc, chain)
+        async with rails.db.read() as tx:
+            waiting = await nonces.open_of(tx, chain.caip2, address, _AT_ONCE)
+            now_ms = await tx.now_ms()
+        for each in waiting:
+            if each.nonce < now.mined:
+                await _close(rails, rpc, each.newest)
+        later = [each for each in waiting if each.nonce >= now.mined]
+        for each in later:
+            age_ms = now_ms - each.newest_ms
+            if age_ms >= patience_ms:
+                await _help(rails, rpc, chain, each, now, overdue=age_ms >= overdue_after_ms)
+        await _note(rails, rpc, chain, address, now, later, now_ms)
+    finally:
+        await _release(rails, chain, address)
+    return True
+
+
+async def _lease(rails: Rails, chain: Chain, address: str) -> bool:
+    async with rails.db.write() as tx:
+        now_ms = await tx.now_ms()
+        return (
+            await tx.execute(
+                "UPDATE gas_account SET tended_ms = $3 WHERE network = $1 AND sender = $2"
+                " AND tended_ms <= $4",
+                chain.caip2,
+                address,
+                now_ms + _TEND_LEASE_MS,
+                now_ms,
+            )
+            == 1
+        )
+
+
+async def _release(rails: Rails, chain: Chain, address: str) -> None:
+    async with rails.db.write() as tx:
+        await tx.execute(
+            "UPDATE gas_account SET tended_ms = 0 WHERE network = $1 AND sender = $2",
+            chain.caip2,
+            address,
+        )
+
+
+async def _close(rails: Rails, rpc: Rpc, newest: Prepared) -> None:
+    """A block has used this nonce, with one of our transactions or with somebody's."""
+    async with rails.db.read() as tx:
+        ours = await nonces.versions(tx, newest.network, newest.sender, newest.nonce)
+    receipt = await first_receipt(rpc, ours)
+    cost = None if receipt is None else cost_gwei(receipt)
+    async with rails.db.write() as tx:
+        await nonces.close(tx, newest, cost, await tx.now_ms())
+
+
+async def first_receipt(rpc: Rpc, ours: Sequence[Prepared]) -> Receipt | None:
+    """The receipt of whichever of these is in a block: of one nonce at most one can be."""
+    for each in ours:
+        receipt = await receipts.read(rpc, each.tx_hash)
+        if receipt is not None:
+            return receipt
+    return None
+
+
+def _overdue_ms(rpc: Rpc, chain: Chain) -> int:
+    return max(chain.bump_after_s * 1_000, 2 * rpc.network.finality.block_ms)
+
+
+async def _help(
+    rails: Rails, rpc: Rpc, chain: Chain, each: Open, now: Market, *, overdue: bool
+) -> None:
+    """Bring one transaction on its way: again, dearer, or as nothing."""
+    try:
+        if not each.wanted:
+            if sender.call_of(each.newest.raw)[0] != each.newest.sender:
+                await _replace(rails, rpc, chain, each, now, cancel=True)
+                return
+        elif (
+            overdue
+            and _fee_matters(each, now)
+            and await _replace(rails, rpc, chain, each, now, cancel=False)
+        ):
+            return
+        if await rpc.call("eth_getTransactionByHash", [each.newest.tx_hash]) is None:
+            await sender.broadcast(rpc, each.newest.raw)
+    except Unavailable as error:
+        if error.code != "underpriced":
+            log.warning("transaction %s: %s; it is sent again", each.newest.tx_hash, error)
+        elif not await _replace(rails, rpc, chain, each, now, cancel=not each.wanted):
+            log.warning("transaction %s waits for cheaper gas", each.newest.tx_hash)
+    except Unknown as error:
+        log.info("transaction %s: %s; it is looked at again", each.newest.tx_hash, error)
+    except Rejected as error:
+        # The nonce went to another one, which the next look sees; or no block can hold these.
+        log.warning("transaction %s: %s", each.newest.tx_hash, error)
+
+
+def _fee_matters(each: Open, now: Market) -> bool:
+    """Not when it offers three times the price of now already: something else keeps it."""
+    offered = sender.fees_of(each.newest.raw)
+    return offered.max_fee_wei < 3 * (2 * now.base_wei + now.tip_wei)
+
+
+async def _replace(
+    rails: Rails, rpc: Rpc, chain: Chain, each: Open, now: Market, *, cancel: bool
+) -> bool:
+    """Sign the same nonce again with higher fees, store it, send it. False: that would cost more
+    than ``max_fee_gwei``, or the key is gone."""
+    key = next((a.key for a in accounts(chain) if a.address == each.newest.sender), None)
+    fees = sender.raised(sender.fees_of(each.newest.raw), now, most_wei(chain))
+    if key is None or fees is None:
+        return False
+    to, data = sender.call_of(each.newest.raw)
+    if cancel:
+        to, data = each.newest.sender, b""
+        limit = await sender.gas_limit(rpc, each.newest.sender, to, data)
+        fees = sender.Fees(limit, fees.max_fee_wei, fees.tip_wei, fees.nonce)
+    fresh = sender.sign(key, chain.network.chain_id, each.nonce, to, data, fees)
+
+    async def work(tx: Tx) -> bool:
+        # Not if somebody else has replaced it meanwhile, or it turned out to be in a block.
+        newest = (await nonces.versions(tx, chain.caip2, each.newest.sender, each.nonce))[0]
+        if newest.tx_hash != each.newest.tx_hash:
+            return False
+        await nonces.store(tx, fresh, await tx.now_ms())
+        return True
+
+    if not await transact(rails.db, work):
+        return True
+    what = "cancelled" if cancel else "offered more for"
+    log.info("%s: nonce %d of %s is %s", chain.name, each.nonce, fresh.sender, what)
+    await sender.broadcast(rpc, fresh.raw)
+    return True
+
+
+async def _note(  # noqa: PLR0917
+    rails: Rails,
+    rpc: Rpc,
+    chain: Chain,
+    address: str,
+    now: Market,
+    later: Sequence[Open],
+    now_ms: int,
+) -> None:
+    """What ``choose`` and ``/readyz`` go by: the balance, the price, and whether it is stuck."""
+    stuck = bool(later) and later[0].at_ms <= now_ms - 2 * _overdue_ms(rpc, chain)
+    wei = rpc.quantity(await rpc.call("eth_getBalance", [address, "latest"]))
+    need = expected_gwei(USUAL_GAS, now)
+    if wei // _GWEI < LOW * need:
+        log.error("%s: gas account %s is low: %d gwei", chain.name, address, wei // _GWEI)
+    async with rails.db.write() as tx:
+        await tx.execute(
+            "UPDATE gas_account SET balance_gwei = $3, need_gwei = $4, noted_ms = $6, stuck_ms ="
+            " CASE WHEN $5 = 0 THEN NULL ELSE coalesce(stuck_ms, $6) END"
+            " WHERE network = $1 AND sender = $2",
+            chain.caip2,
+            address,
+            min(wei // _GWEI, 2**62),
+            need,
+            int(stuck),
+            now_ms,
+        )
+
+
+async def tend_all(rails: Rails) -> None:
+    """One round for the background loop: every gas account that has something under way, and each
+    once a minute for its balance."""
+    for chain in rails.settings.chains:
+        rpc = rails.rpcs[chain.caip2]
+        for account in accounts(chain):
+            if not await _is_due(rails, chain, account.address):
+                continue
+            try:
+                await tend(rails, rpc, chain, account.address)
+            except ChainError as error:
+                log.warning("%s: gas account %s: %s", chain.name, account.address, error)
+
+
+async def _is_due(rails: Rails, chain: Chain, address: str) -> bool:
+    async with rails.db.read() as tx:
+        now_ms = await tx.now_ms()
+        noted_ms: int | None = await tx.fetchval(
+            "SELECT noted_ms FROM gas_account WHERE network = $1 AND sender = $2",
+            chain.caip2,
+            address,
+        )
+        oldest_ms: int | None = await tx.fetchval(
+            "SELECT min(at_ms) FROM chain_nonce WHERE network = $1 AND sender = $2"
+            " AND done_ms IS NULL",
+            chain.caip2,
+            address,
+        )
+    if noted_ms is None:
+        async with rails.db.write() as tx:
+            await tx.execute(
+                "INSERT INTO gas_account (network, sender, next_nonce) VALUES ($1, $2, 0)"
+                " ON CONFLICT DO NOTHING",
+                chain.caip2,
+                address,
+            )
+        return True
+    late = oldest_ms is not None and oldest_ms <= now_ms - _PATIENCE_MS
+    return late or noted_ms <= now_ms - NOTE_EVERY_MS
