@@ -27,12 +27,14 @@ def for_call(
     needed_units: int | None = None,
     description: str = "",
     refusal: Problem | None = None,
+    extensions: str = "",
 ) -> Problem:
     """The 402 of a priced route.
 
     ``balance_units`` is what the identified caller has (None: nobody is identified), and
     ``needed_units`` what the call may cost, if that is more than its price now. ``refusal`` is a
     payment that was just refused: its code and words are kept, and the offers come anew.
+    ``extensions``: those of x402 v2, as JSON text.
     """
     needed = needed_units if needed_units is not None else asked.price_units
     shortfall = max(needed - (balance_units or 0), 0)
@@ -49,7 +51,9 @@ def for_call(
             f" The smallest payment settled is {format_usd(terms[0].amount_units)}: what the call "
             f"leaves of it, {_both(settings, change)}, stays as the payer's credits."
         )
-    problem = _challenge(settings, keys, asked, now_s, terms, code, words, description, refusal)
+    problem = _challenge(
+        settings, keys, asked, now_s, terms, code, words, description, refusal, extensions
+    )
     problem.members["credits"] = {
         "price": format_credits(needed, settings.credits.per_usd),
         "price_units": needed,
@@ -93,16 +97,18 @@ def _challenge(  # noqa: PLR0917  (one call site each, all parts of one answer)
     words: str,
     description: str,
     refusal: Problem | None,
+    extensions: str = "",
 ) -> Problem:
     expiry_s = now_s + settings.server.offer_timeout_s
     url = settings.server.public_url + asked.target.decode("ascii")
     error = words if refusal is None else f"{refusal.code}: {refusal.detail}"
     tokens = offers.seal(keys, asked, terms, expiry_s)
     accepts = ",".join(map(offers.requirements, terms, tokens))
+    extended = f',"extensions":{extensions}' if extensions else ""
     required = (
         f'{{"x402Version":2,"error":{dumps(error)},"resource":{{"url":{dumps(url)},'
         f'"description":{dumps(description)},"mimeType":"application/json"}},'
-        f'"accepts":[{accepts}]}}'
+        f'"accepts":[{accepts}]{extended}}}'
     )
     v1 = next((each for each in terms if each.chain.network.v1_name is not None), None)
     members: dict[str, Any] = {

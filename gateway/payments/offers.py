@@ -17,7 +17,7 @@ import hmac
 import json
 import secrets
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
@@ -111,35 +111,62 @@ class Opened:
 
 
 def _sized(part: bytes) -> bytes:
-    return struct.pack(">I", len(part)) + part
+    return len(part).to_bytes(4, "big") + part
 
 
 def _before_terms(keys: Keys, head: bytes, asked: Asked) -> bytes:
     """What the MAC of an offer covers beside its terms: the same for all offers of one 402."""
-    parts = (
-        b"farebox-offer-2",
-        keys.deployment.encode(),
-        asked.method.encode(),
-        asked.target,
-        head,
-    )
-    return b"".join(map(_sized, parts))
+    parts = (asked.method.encode(), asked.target, head)
+    return _beginning(keys.deployment) + b"".join(map(_sized, parts))
+
+
+def _beginning(deployment: str) -> bytes:
+    return _sized(b"farebox-offer-2") + _sized(deployment.encode())
 
 
 def _mac(keys: Keys, head: bytes, before: bytes, terms: Terms) -> bytes:
-    text = before + _sized(terms.sealed())
+    text = before + covered(terms)
     return hmac.digest(keys.secrets[head[:4]], text, "sha256")[:_MAC_BYTES]
 
 
 def seal(keys: Keys, asked: Asked, terms: Sequence[Terms], expiry_s: int) -> list[str]:
     """The tokens of the offers of one 402, in their order; they can be paid until ``expiry_s``."""
+    return seal_each(keys, asked, list(map(covered, terms)), expiry_s)
+
+
+def covered(terms: Terms) -> bytes:
+    """Terms as the MAC of an offer covers them."""
+    return _sized(terms.sealed())
+
+
+def seal_each(keys: Keys, asked: Asked, covered_terms: Iterable[bytes], expiry_s: int) -> list[str]:
+    """``seal`` for terms that are ``covered`` already."""
     salt = secrets.token_bytes(_SALT_BYTES)
     head = _HEAD.pack(keys.current, expiry_s, asked.price_units, salt)
-    before = _before_terms(keys, head, asked)
-    return [
-        base64.urlsafe_b64encode(head + _mac(keys, head, before, each)).decode().rstrip("=")
-        for each in terms
-    ]
+    inner, outer = _begun(keys.secrets[keys.current], keys.deployment)
+    inner = inner.copy()
+    inner.update(_sized(asked.method.encode()) + _sized(asked.target) + _sized(head))
+    tokens = []
+    for each in covered_terms:
+        first, second = inner.copy(), outer.copy()
+        first.update(each)
+        second.update(first.digest())
+        raw = head + second.digest()[:_MAC_BYTES]
+        tokens.append(base64.urlsafe_b64encode(raw).decode().rstrip("="))
+    return tokens
+
+
+@lru_cache(maxsize=16)  # as many as a deployment has keys
+def _begun(secret: bytes, deployment: str) -> tuple[Any, Any]:
+    """The two hashes of HMAC-SHA-256 (RFC 2104), begun with the key and what all texts begin with.
+
+    An unpaid request costs a MAC for each of its offers; going on from here is a third of one.
+    ``unseal`` asks ``hmac`` itself.
+    """
+    block = (secret if len(secret) <= 64 else hashlib.sha256(secret).digest()).ljust(64, b"\0")
+    inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
+    inner.update(_beginning(deployment))
+    return inner, hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
 
 
 def unseal(keys: Keys, token: str, asked: Asked, candidates: Sequence[Terms], now_s: int) -> Opened:
@@ -189,7 +216,7 @@ def promised_units(token: str) -> int:
     return units
 
 
-class _Same:
+class Same:
     """Settings as a cache key: by identity. A reload makes new ones; to hash them whole would cost
     more than what is kept."""
 
@@ -202,7 +229,7 @@ class _Same:
         return id(self.settings)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.settings is self.settings
+        return isinstance(other, Same) and other.settings is self.settings
 
 
 def terms_for_call(settings: Settings, price_units: int, shortfall_units: int) -> tuple[Terms, ...]:
@@ -212,12 +239,12 @@ def terms_for_call(settings: Settings, price_units: int, shortfall_units: int) -
     stays as the payer's credits. A pack smaller than the shortfall would be paid and refused.
     """
     packs = tuple(units for units in settings.credits.packs_units if units >= shortfall_units)
-    return _terms_for_call(_Same(settings), price_units, packs)
+    return _terms_for_call(Same(settings), price_units, packs)
 
 
 @lru_cache(maxsize=256)
 def _terms_for_call(
-    same: _Same, price_units: int, packs_units: tuple[int, ...]
+    same: Same, price_units: int, packs_units: tuple[int, ...]
 ) -> tuple[Terms, ...]:
     settings = same.settings
     calls = [

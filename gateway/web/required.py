@@ -24,6 +24,8 @@ def wants_page(accept: str) -> bool:
 
     ``*/*`` alone is a program. RFC 9110 section 12.5.1; a malformed weight counts as 0.
     """
+    if "text/html" not in accept.lower():
+        return False
     weights: dict[str, float] = {}
     for part in accept.split(",")[:50]:
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
