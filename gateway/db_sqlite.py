@@ -1,9 +1,9 @@
 """SQLite behind ``gateway/db.py``.
 
 One connection writes, guarded by a lock in the process and ``BEGIN IMMEDIATE`` against other
-processes; a few others read. All run on the event loop's own thread, because a statement takes
-microseconds and sqlite3 gives up the GIL at every row. WAL and synchronous=FULL: an answer that
-left is on disk.
+processes; a few others read. They run on the event loop's own thread, because a statement takes
+microseconds and sqlite3 gives up the GIL at every row; all but COMMIT, which waits for the disk
+(``_Commits``). WAL and synchronous=FULL: an answer that left is on disk.
 
 A commit appends to the WAL and waits for that alone. A thread with a connection of its own moves
 what stands there into the database file (``_Checkpoints``), so that no request waits for it.
@@ -12,6 +12,7 @@ what stands there into the database file (``_Checkpoints``), so that no request 
 from __future__ import annotations
 
 import asyncio
+import queue
 import re
 import sqlite3
 import threading
@@ -165,6 +166,67 @@ class _Checkpoints:
         connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
 
 
+class _Commits:
+    """Commits in a thread of its own, so that the event loop serves others while the disk works.
+
+    Only the fsync is worth a thread: all other statements take microseconds. Whoever commits holds
+    the writer's lock until it has ended, so the connection has one user at a time.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def run(self, connection: sqlite3.Connection) -> None:
+        """COMMIT. Raises what sqlite3 raises."""
+        if self._thread is None:
+            # A daemon: a database that nobody closed must not keep the process alive.
+            self._thread = threading.Thread(target=self._run, name="commits", daemon=True)
+            self._thread.start()
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        self._jobs.put((connection, loop, ended))
+        cancelled = False
+        while not ended.done():
+            try:
+                await asyncio.shield(ended)
+            except asyncio.CancelledError:
+                # It cannot be called back, and the connection is in use until it ends.
+                cancelled = True
+            except sqlite3.Error:
+                break
+        ended.result()
+        if cancelled:
+            raise asyncio.CancelledError
+
+    async def close(self) -> None:
+        """End the thread."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            connection, loop, ended = job
+            fault: BaseException | None = None
+            try:
+                connection.execute("COMMIT")
+            except BaseException as error:
+                fault = error
+            loop.call_soon_threadsafe(_end, ended, fault)
+
+
+_Job = tuple[sqlite3.Connection, asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+
+
+def _end(ended: asyncio.Future[None], fault: BaseException | None) -> None:
+    if fault is None:
+        ended.set_result(None)
+    else:
+        ended.set_exception(fault)
+
+
 class SqliteDatabase(Database):
     dialect: Dialect = "sqlite"
 
@@ -177,6 +239,7 @@ class SqliteDatabase(Database):
         self._idle: list[sqlite3.Connection] = []
         self._under_lock: dict[int, Any] = {}
         self._version = 0
+        self._commits = _Commits()
         self._checkpoints = _Checkpoints(self._open)
         try:
             self._writer = self._open()
@@ -191,7 +254,10 @@ class SqliteDatabase(Database):
 
     def _open(self) -> sqlite3.Connection:
         # isolation_level=None: we say BEGIN and COMMIT ourselves, at the places that matter.
-        connection = sqlite3.connect(self._path, isolation_level=None, timeout=self._wait_s)
+        # Used by one thread at a time, under our own lock.
+        connection = sqlite3.connect(
+            self._path, isolation_level=None, timeout=self._wait_s, check_same_thread=False
+        )
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
@@ -230,7 +296,7 @@ class SqliteDatabase(Database):
             tx = _SqliteTx(self._writer, self._under_lock)
             try:
                 yield tx
-                self._writer.execute("COMMIT")
+                await self._commits.run(self._writer)
             except BaseException as error:
                 self._under_lock.clear()
                 if self._writer.in_transaction:
@@ -274,6 +340,7 @@ class SqliteDatabase(Database):
 
     async def close(self) -> None:
         async with self._lock:
+            await self._commits.close()
             await self._checkpoints.close()
             for connection in (*self._idle, self._writer):
                 connection.close()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
+import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -169,3 +173,51 @@ async def test_a_failed_block_tells_its_own_error_when_the_line_breaks_after_it(
             cut.running.clear()
             raise KeyError("mine")
     assert await value(through, "a") is None
+
+
+async def test_a_commit_that_nobody_waits_for_keeps_the_connection_until_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COMMIT runs in a thread. A caller that is cancelled meanwhile must not let the next one in
+    beside it, and what was committed stays so."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(sqlite3.Connection):
+        def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+            if sql == "COMMIT" and threading.current_thread().name == "commits":
+                entered.set()
+                assert go_on.wait(30)
+            return super().execute(sql, *args)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *args, **more: connect(*args, factory=Slow, **more)
+    )
+    db = await Database.connect(f"sqlite:///{tmp_path}/slow.db")
+    try:
+        go_on.set()
+        async with db.write() as tx:
+            await tx.execute("CREATE TABLE t (x INTEGER)")
+        entered.clear()
+        go_on.clear()
+
+        async def insert(x: int) -> None:
+            async with db.write() as tx:
+                await tx.execute("INSERT INTO t VALUES ($1)", x)
+
+        first = asyncio.create_task(insert(1))
+        assert await asyncio.to_thread(entered.wait, 30)
+        second = asyncio.create_task(insert(2))
+        first.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not first.done() and not second.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await second
+        async with db.read() as tx:
+            assert [row["x"] for row in await tx.fetch("SELECT x FROM t ORDER BY x")] == [1, 2]
+    finally:
+        go_on.set()
+        await db.close()
