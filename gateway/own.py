@@ -8,12 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.errors import NextAction, Problem
+from gateway.fields import values
 from gateway.middleware import read_body
 from gateway.money import format_credits
 from gateway.node import Node
 from gateway.proxy.identity import Caller, auth_problem, identify
 from gateway.proxy.target import Target, from_scope
-from wallet_auth import AuthError, check_body
+from wallet_auth import AuthError, check_body, siwx
 from wallet_auth.strict import json_object
 
 MAX_OWN_BODY_BYTES: Final = 64 * 1024
@@ -49,6 +50,11 @@ async def caller_of(request: Request, body: bytes) -> Caller:
     """Who signed or pays; nobody is allowed too. Raises ``Problem`` for a proof that fails."""
     node = node_of(request)
     target = from_scope(request.scope)
+    if values(request.scope["headers"], siwx.HEADER):
+        raise Problem(
+            "identity_unsupported",
+            "Sign-in-with-x is for priced calls: sign this request (ERC-8128).",
+        )
     caller = await identify(node, request.method, target, request.scope["headers"], node.now_s())
     _check_digest(node, request, target, caller, body)
     return caller

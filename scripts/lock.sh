@@ -11,3 +11,6 @@ lock() { # lock OUT ARGUMENTS…
 }
 lock requirements-dev.lock pyproject.toml --extra dev
 lock requirements.lock pyproject.toml --constraint requirements-dev.lock
+# Wants an older web3 than ours, and works with ours: locked and installed without what it asks for.
+echo 'signinwithethereum>=5.0.2' | uv pip compile --quiet --no-deps --universal --generate-hashes --no-header \
+    --no-annotate --no-emit-index-url --python-version 3.11 - -o tests/clients/siwe.lock

@@ -15,10 +15,10 @@ import re
 import secrets
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from json import dumps
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from wallet_auth import keys
 from wallet_auth.errors import AuthError
@@ -52,13 +52,15 @@ _DIGEST_BYTES: Final = 32
 _MAC_BYTES: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(Protocol):
     """The MAC keys of a deployment; the current one seals, all of them open."""
 
-    deployment: str
-    secrets: Mapping[bytes, bytes] = field(repr=False)
-    current: bytes
+    @property
+    def deployment(self) -> str: ...
+    @property
+    def secrets(self) -> Mapping[bytes, bytes]: ...
+    @property
+    def current(self) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)

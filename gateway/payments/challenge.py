@@ -41,7 +41,11 @@ def for_call(
     terms = offers.terms_for_call(settings, needed, shortfall)
     cost = f"This call costs {_both(settings, needed)}."
     if balance_units is None:
-        code, words = "payment_required", f"{cost} Pay with one of the offers, or sign the request."
+        code = "payment_required"
+        words = (
+            f"{cost} Pay with one of the offers, or sign the request. Credits of the paying wallet "
+            "that cover it are used first: then nothing is transferred."
+        )
     else:
         code = "insufficient_credits"
         words = f"{cost} The balance is {_both(settings, balance_units)}."

@@ -131,6 +131,7 @@ def response_headers(
     amount_units: int | None = None,
     error: tuple[str, str] | None = None,
     v1_name: str | None = None,
+    extra: dict[str, Any] | None = None,
 ) -> list[tuple[str, str]]:
     """PAYMENT-RESPONSE (x402 v2) and X-PAYMENT-RESPONSE (v1), both: each client reads its own."""
     body: dict[str, Any] = {
@@ -144,4 +145,6 @@ def response_headers(
     old = {**body, "network": v1_name or network}
     if amount_units is not None:
         body["amount"] = str(amount_units)
+    if extra is not None:
+        body["extra"] = extra
     return [("PAYMENT-RESPONSE", encode(body)), ("X-PAYMENT-RESPONSE", encode(old))]

@@ -30,6 +30,7 @@ from gateway.proxy.streaming import Caller, all_but_the_end
 from gateway.proxy.target import Target
 from gateway.proxy.upstream import Answer, Timeouts, open_upstream
 from wallet_auth import Signer
+from wallet_auth.erc8128 import SCHEME as SIGNATURE
 
 Receive = Callable[[], Awaitable[Any]]
 Fields = Sequence[tuple[bytes, bytes]]
@@ -40,7 +41,6 @@ STREAM_AFTER_S: Final = 0.05
 _NOT_STORED = frozenset((b"set-cookie", b"content-length", b"date", b"server"))
 _BOUND: Final = (b"farebox-auth", b"bound")
 _PAID: Final = (b"farebox-auth", b"payment")
-_FROM_CREDITS: Final = (("Farebox-Paid-From", "credits"),)
 
 
 class Incoming(NamedTuple):
@@ -102,7 +102,7 @@ def _open(node: Node, incoming: Incoming, ticket: Ticket) -> open_upstream:
     else:
         ours = [_PAID, request_id]
         if ticket.receipt is not None:
-            ours.append((b"farebox-payer", (ticket.receipt.payment.payer or "").encode()))
+            ours.append((b"farebox-payer", ticket.receipt.payer.encode()))
     fields = incoming.headers
     if route.failed_if.by_content:
         fields = outcome.without_parts(fields)
@@ -117,7 +117,7 @@ def _open(node: Node, incoming: Incoming, ticket: Ticket) -> open_upstream:
             host=behind.origin.authority,
             ours=ours,
             inject=behind.inject,
-            signature_is_ours=ticket.signer is not None,
+            signature_is_ours=ticket.signer is not None and ticket.signer.scheme == SIGNATURE,
         ),
         body=incoming.body.up(),
         length=incoming.body.size,
@@ -210,7 +210,7 @@ class _Call:
             (
                 ("Farebox-Request-Id", hold.request_id),
                 ("Farebox-Held", format_credits(hold.max_units, per_usd)),
-                *self._paid_from(),
+                *replies.paid_from(self._node, self._ticket.receipt, None, 0),
             )
         )
         await self._start(answer.status, fields)
@@ -302,26 +302,23 @@ class _Call:
 
     def _receipt(self, closed: ledger.Closed | None) -> bytes:
         """What the call cost, as header lines."""
-        hold = self._ticket.hold
+        hold, receipt = self._ticket.hold, self._ticket.receipt
         if closed is None:
             # Not written now, or not known to be: v1/requests/{id} and a repeat will tell.
             text = f"farebox-request-id: {hold.request_id}\r\n"
+            paid_from = replies.paid_from(self._node, receipt, None, 0)
         else:
             per_usd = self._node.settings.credits.per_usd
+            charged, available = closed.transfer.amount_units, closed.balance.available_units
             text = (
                 f"farebox-request-id: {hold.request_id}\r\n"
-                f"farebox-charged: {format_credits(closed.transfer.amount_units, per_usd)}\r\n"
-                f"farebox-balance: {format_credits(closed.balance.available_units, per_usd)}\r\n"
+                f"farebox-charged: {format_credits(charged, per_usd)}\r\n"
+                f"farebox-balance: {format_credits(available, per_usd)}\r\n"
             )
-        for name, value in self._paid_from():
+            paid_from = replies.paid_from(self._node, receipt, charged, available)
+        for name, value in paid_from:
             text += f"{name}: {value}\r\n"
         return text.encode("latin-1")
-
-    def _paid_from(self) -> tuple[tuple[str, str], ...]:
-        receipt = self._ticket.receipt
-        if receipt is None:
-            return _FROM_CREDITS
-        return (("Farebox-Paid-From", "settlement"), *receipt.headers)
 
     async def _start(self, status: int, fields: list[tuple[bytes, bytes]]) -> None:
         self._started = True

@@ -15,8 +15,9 @@ from gateway.fields import by_name, values
 from gateway.node import Node, unavailable
 from gateway.payments.wire import PAYMENT_HEADERS, Presented, decode, payment_header
 from gateway.proxy.headers import is_our_key
+from gateway.proxy.siwx import prove
 from gateway.proxy.target import Target
-from wallet_auth import AuthError, SignedRequest, Signer, verify
+from wallet_auth import AuthError, SignedRequest, Signer, siwx, verify
 
 Headers = Sequence[tuple[bytes, bytes]]
 _ACCEPT_SIGNATURE = (
@@ -31,6 +32,8 @@ class Caller(NamedTuple):
     signer: Signer | None
     presented: Presented | None
     alias: str | None  # Idempotency-Key
+    # What the signer agreed to pay at most, where the proof itself says so (sign-in-with-x).
+    ceiling_units: int | None = None
 
     @property
     def wallet(self) -> tuple[str, str] | None:
@@ -43,7 +46,7 @@ class Caller(NamedTuple):
 
 NOBODY: Final = Caller(None, None, None)
 # Whoever says who he is, or pays, does it in one of these.
-_SAYING: Final = frozenset((b"signature-input", b"authorization", b"idempotency-key"))
+_SAYING: Final = frozenset((b"signature-input", b"authorization", b"idempotency-key", siwx.HEADER))
 
 
 async def identify(node: Node, method: str, target: Target, headers: Headers, now_s: int) -> Caller:
@@ -55,9 +58,13 @@ async def identify(node: Node, method: str, target: Target, headers: Headers, no
     if named.keys().isdisjoint(_SAYING) and named.keys().isdisjoint(PAYMENT_HEADERS):
         return NOBODY
     presented = None
-    signer = None
+    signer = ceiling_units = None
     if b"signature-input" in named:
         signer = await _signer(node, method, target, headers, now_s)
+    if siwx.HEADER in named:
+        if signer is not None:
+            raise Problem("identity_conflict", "The request is signed in more than one way.")
+        signer, ceiling_units = await prove(node, method, target, headers, now_s)
     raw = payment_header(headers)
     if raw is not None:
         presented = decode(raw)
@@ -70,7 +77,7 @@ async def identify(node: Node, method: str, target: Target, headers: Headers, no
                 "payer_mismatch",
                 f"The request is signed by {signer.address} and paid by {payer}.",
             )
-    return Caller(signer, presented, _alias(headers))
+    return Caller(signer, presented, _alias(headers), ceiling_units)
 
 
 def _alias(headers: Headers) -> str | None:

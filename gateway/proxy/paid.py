@@ -22,13 +22,14 @@ from gateway.limits import Client
 from gateway.middleware import Outgoing
 from gateway.money import format_usd, parse_usd
 from gateway.node import Node, unavailable
-from gateway.payments import challenge, offers, x402
+from gateway.payments import challenge, from_credits, offers, x402
+from gateway.payments.from_credits import MakeHold
 from gateway.payments.order import CameWith
 from gateway.payments.rails import content_hash
 from gateway.payments.wire import Presented
 from gateway.pricing.quote import PriceRequest, Quote, quote
 from gateway.proxy import body as bodies
-from gateway.proxy import forward, replies, runs
+from gateway.proxy import forward, replies, runs, siwx
 from gateway.proxy.again import run_again
 from gateway.proxy.identity import Caller, Headers, auth_problem, guard_of, identify
 from gateway.proxy.pace import Pace, refuse_uncharged
@@ -52,6 +53,7 @@ class Request(NamedTuple):
     now_s: int
     client: Client
     pace: Pace | None  # on routes with a rate limit
+    tag: bytes | None = siwx.UNREAD  # what a challenge can say of its body (siwx.py)
 
 
 async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) -> None:
@@ -68,8 +70,11 @@ async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) 
         if presented is not None:
             node.rails.chain_of(presented)
     except Problem as refusal:
+        if refusal.meaning.status == 402:
+            request = await _looked_at(request, receive, send)
         raise _refused(node, request, _quote(request, None), presented, refusal) from None
     if caller.signer is None and presented is None:
+        request = await _looked_at(request, receive, send)
         raise _challenge(node, request, _quote(request, None))
     body = await _body(node, request, caller, receive, send.body_that_came())
     try:
@@ -83,6 +88,11 @@ async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) 
         await forward.run(node, incoming, taken, receive, send)
     finally:
         body.close()
+
+
+async def _looked_at(request: Request, receive: Receive, send: Outgoing) -> Request:
+    tag = await siwx.look(receive, request.headers, send.body_that_came())
+    return request._replace(tag=tag)
 
 
 async def _body(
@@ -112,12 +122,16 @@ async def _taken(
     node: Node, request: Request, caller: Caller, body: bodies.Body
 ) -> forward.Ticket | replies.Reply:
     """From a whole body to the hold, or to the answer of a request that is known already."""
+    request = request._replace(tag=siwx.tag_of(body))
+    price = _quote(request, body.data)
     if caller.signer is not None:
         try:
             check_digests(caller.signer, body.size, body.digests)
         except AuthError as error:
+            if caller.ceiling_units is not None:  # a challenge that was made for another body
+                wrong = Problem("invalid_siwx_nonce", error.detail)
+                raise _refused(node, request, price, None, wrong) from None
             raise auth_problem(node, request.method, request.target, error) from None
-    price = _quote(request, body.data)
     _within_ceiling(caller, price)
     run = runs.run_of(request.headers)
     content = _content(request, body)
@@ -190,6 +204,9 @@ def _challenge(
         needed_units=needed_units,
         description=request.route.description,
         refusal=refusal,
+        extensions=siwx.extension(
+            node, request.method, request.target, request.tag, price.max_units, request.now_s
+        ),
     )
 
 
@@ -226,7 +243,10 @@ async def _take(  # noqa: PLR0917  (one caller)
     if account_id is None:
         raise _challenge(node, request, price, balance_units=0)
     refuse_uncharged(node, account_id, request.client)
-    step = hold(account_id, price.max_units)
+    units = price.max_units
+    if caller.ceiling_units is not None:  # the challenge locked it, as an offer does
+        units = min(units, caller.ceiling_units)
+    step = hold(account_id, units)
     outcome = await node.writer.submit(step)
     return await _settle_hold(node, request, price, caller, step, outcome, None)
 
@@ -237,7 +257,7 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
     caller: Caller,
     price: Quote,
     content: bytes,
-    hold: Callable[[int, int], ledger.Hold],
+    hold: MakeHold,
 ) -> forward.Ticket | replies.Reply:
     presented = caller.presented
     if presented is None:
@@ -246,7 +266,15 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
     refuse_uncharged(node, payer, request.client)  # before anybody's money moves
     came = CameWith(_asked(request, price), offers.CALL, content)
     try:
+        spent = await _from_credits(node, request, presented, came, hold)
+        if spent is not None:
+            return await _take_spent(node, request, caller, price, spent, hold)
         paid = await x402.pay(node.rails, presented, came, hold)
+    except from_credits.Decided:
+        spent = await from_credits.take(node.rails, presented, came, hold)
+        if spent is None:
+            raise
+        return await _take_spent(node, request, caller, price, spent, hold)
     except Problem as refusal:
         raise _refused(node, request, price, presented, refusal) from None
     payment = paid.payment
@@ -277,6 +305,32 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
     return await _settle_hold(node, request, price, caller, step, held, receipt)
 
 
+async def _from_credits(
+    node: Node, request: Request, presented: Presented, came: CameWith, hold: MakeHold
+) -> from_credits.Spent | None:
+    if b"settle" in first(request.headers, b"farebox-prefer").lower():
+        return None
+    return await from_credits.take(node.rails, presented, came, hold)
+
+
+async def _take_spent(  # noqa: PLR0917  (one caller)
+    node: Node,
+    request: Request,
+    caller: Caller,
+    price: Quote,
+    spent: from_credits.Spent,
+    hold: MakeHold,
+) -> forward.Ticket | replies.Reply:
+    """The call of a payment that was answered from the payer's credits."""
+    receipt = replies.Receipt(spent.payer, (), spent.chain)
+    outcome = spent.outcome
+    known = caller.signer is not None or spent.same_presenter
+    if isinstance(outcome, ledger.Repeated) and not known:
+        return await replies.receipt_of_credits(node, outcome.hold, receipt)
+    step = hold(spent.account_id, spent.price_units)
+    return await _settle_hold(node, request, price, caller, step, outcome, receipt)
+
+
 def _refused(
     node: Node, request: Request, price: Quote, presented: Presented | None, refusal: Problem
 ) -> Problem:
@@ -284,6 +338,8 @@ def _refused(
     if refusal.meaning.status != 402:
         return refusal
     problem = _challenge(node, request, price, refusal=refusal)
+    if siwx.refused(refusal.code):
+        return problem  # no payment came, so there is nothing to say about one
     for name, value in replies.refusal_headers(node, presented, refusal):
         problem.headers[name] = value
     return problem

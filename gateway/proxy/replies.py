@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from gateway import ledger
 from gateway.errors import NextAction, Problem
@@ -16,17 +16,21 @@ from gateway.node import Node
 from gateway.payments.journal import Payment
 from gateway.payments.wire import Presented, response_headers
 from gateway.proxy import cors
+from gateway.settings import Chain
 
 Send = Callable[[Any], Awaitable[None]]
 Pairs = Sequence[tuple[str, str]]
+_FROM_CREDITS: Final = (("Farebox-Paid-From", "credits"),)
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What came of the payment that was sent with a request."""
+    """What came of the payment that was sent with a request: what it was settled with, or the
+    chain it was made out for and not sent on, because it was answered from credits."""
 
-    payment: Payment
+    payer: str
     headers: tuple[tuple[str, str], ...]
+    unsent: Chain | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,38 @@ def json_reply(status: int, value: object, headers: Pairs = ()) -> Reply:
 
 def payment_receipt(node: Node, payment: Payment) -> Receipt:
     """The PAYMENT-RESPONSE of a payment that succeeded."""
-    return Receipt(payment, tuple(_response(node, payment)))
+    return Receipt(payment.payer or "", tuple(_response(node, payment)))
+
+
+def paid_from(
+    node: Node, receipt: Receipt | None, charged_units: int | None, available_units: int
+) -> Pairs:
+    """Where the money for a call came from, and the PAYMENT-RESPONSE of a payment beside it.
+
+    One that was answered from credits has a response only if the call was charged
+    (``charged_units`` None or 0: it was not, or is not yet).
+    """
+    if receipt is None:
+        return _FROM_CREDITS
+    if receipt.unsent is None:
+        return (("Farebox-Paid-From", "settlement"), *receipt.headers)
+    if not charged_units:
+        return _FROM_CREDITS
+    per_usd = node.settings.credits.per_usd
+    network = receipt.unsent.network
+    told = response_headers(
+        success=True,
+        network=network.caip2,
+        payer=receipt.payer,
+        amount_units=0,
+        v1_name=network.v1_name,
+        extra={
+            "paidFrom": "credits",
+            "charged": format_credits(charged_units, per_usd),
+            "balance": format_credits(available_units, per_usd),
+        },
+    )
+    return (*_FROM_CREDITS, *told)
 
 
 def _response(node: Node, payment: Payment) -> list[tuple[str, str]]:
@@ -185,10 +220,11 @@ async def repeat(
         view = await read.account(tx, hold.account_id)
         told = stored is not None and stored.body is not None
         charge = read.Charge(close, 0 if told else await read.refunded_units(tx, hold.id))
+    available_units = view.available_units if view is not None else 0
     headers = [
-        *charge_headers(node, hold, 0, view.available_units if view is not None else 0),
+        *charge_headers(node, hold, 0, available_units),
         ("Farebox-Replayed", "true"),
-        *(receipt.headers if receipt is not None else ()),
+        *paid_from(node, receipt, close.amount_units, available_units),
     ]
     if stored is None or stored.body is None:
         # Too long to keep, or purged: what it was and what it cost is all there is.
@@ -215,3 +251,19 @@ async def receipt_only(node: Node, account_id: int, payment: Payment, receipt: R
         "state": call["state"] if call is not None else None,
     }
     return json_reply(200, body, (("Farebox-Replayed", "true"), *receipt.headers))
+
+
+async def receipt_of_credits(node: Node, hold: ledger.HoldRow, receipt: Receipt) -> Reply:
+    """The same for a payment that was answered from credits, and so was never sent."""
+    async with node.db.read() as tx:
+        charge = await read.charge_of(tx, hold.id)
+        view = await read.account(tx, hold.account_id)
+    call = receipt_of_call(node, hold, charge)
+    body = {
+        "payment": {"state": "unsent", "transaction": "", "amount_units": 0},
+        "charged_units": call["charged_units"],
+        "state": call["state"],
+    }
+    available_units = view.available_units if view is not None else 0
+    told = paid_from(node, receipt, call["charged_units"], available_units)
+    return json_reply(200, body, (("Farebox-Replayed", "true"), *told))

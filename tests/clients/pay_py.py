@@ -32,9 +32,15 @@ INTEREST = (
 )
 
 
-async def main(url: str, key: str, method: str = "GET", body: str = "", count: str = "1") -> None:
+def main(url: str, key: str, *arguments: str) -> None:
     client = x402Client()
     register_exact_evm_client(client, EthAccountSigner(Account.from_key(key)))
+    asyncio.run(call(client, url, *arguments))
+
+
+async def call(
+    client: x402Client, url: str, method: str = "GET", body: str = "", count: str = "1"
+) -> None:
     content = {"content": body.encode(), "headers": {"Content-Type": "application/json"}}
     async with x402HttpxClient(client, timeout=60) as http:
         for _ in range(int(count)):
@@ -51,4 +57,4 @@ async def main(url: str, key: str, method: str = "GET", body: str = "", count: s
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    asyncio.run(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -21,9 +21,9 @@ from tests.wallet_auth.support import CLIENTS, Peer, node
 PAYERS = {"v2-js": "pay_v2.mjs", "v1-js": "pay_v1.mjs", "v2-py": "pay_py.py"}
 
 
-def pay(client: str, *arguments: str) -> list[dict[str, Any]]:
-    """Run one of the paying clients; what it got."""
-    script = PAYERS[client]
+def pay(client: str, *arguments: str, script: str = "") -> list[dict[str, Any]]:
+    """Run one of the paying clients (or another script of its language); what it got."""
+    script = script or PAYERS[client]
     done = subprocess.run(
         [sys.executable if script.endswith(".py") else node(), script, *arguments],
         cwd=CLIENTS,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.e2e.stage import CHEAP_UNITS, PRICE_UNITS, ROUTES, Api, Gateway
 from tests.e2e.wallet import Wallet, buy, decode, encode, offers, outcome, problem
@@ -17,9 +18,11 @@ Launch = Callable[..., Gateway]
 PURCHASE = "/farebox/v1/credits/purchase"
 
 
-async def first(http: httpx.AsyncClient, wallet: Wallet, target: str) -> dict[str, str]:
+async def first(
+    http: httpx.AsyncClient, wallet: Wallet, target: str, **headers: str
+) -> dict[str, str]:
     """Pay for a call and get its answer; the headers it was paid with."""
-    paid = {"PAYMENT-SIGNATURE": wallet.pay(offers(await http.get(target))[0])}
+    paid = {"PAYMENT-SIGNATURE": wallet.pay(offers(await http.get(target))[0]), **headers}
     answer = await http.get(target, headers=paid)
     assert answer.status_code == 200, answer.text
     return paid
@@ -96,29 +99,41 @@ async def test_a_v1_payment_again_is_a_receipt(
     assert api.calls(target) == 1
 
 
+# A wallet with credits: its payment is settled if it says so, else it spends those.
+BOTH_WAYS = pytest.mark.parametrize(
+    "way",
+    [({"Farebox-Prefer": "settle"}, 1_000_000), ({}, 990_000)],
+    ids=["settled", "from-credits"],
+)
+
+
+@BOTH_WAYS
 async def test_a_bound_identity_of_the_payer_gets_the_stored_answer(
-    gateway: Gateway, api: Api, wallet: Wallet, target: str
+    gateway: Gateway, api: Api, wallet: Wallet, target: str, way: tuple[dict[str, str], int]
 ) -> None:
     """Paid bare or signed, repeated bare or signed: one call, one charge."""
+    prefer, left = way
     url = gateway.url + target
     async with gateway.client() as http:
         await buy(http, wallet)  # so that a second charge would find something
-        paid = await first(http, wallet, target)
+        paid = await first(http, wallet, target, **prefer)
         signed = await http.get(target, headers=wallet.sign("GET", url, headers=paid))
         assert signed.status_code == 200 and target in signed.text
         assert signed.headers["farebox-replayed"] == "true"
         assert signed.headers["farebox-charged"] == "0"
     assert api.calls(target) == 1
-    assert gateway.balance(wallet.address) == (1_000_000, 0)
+    assert gateway.balance(wallet.address) == (left, 0)
 
 
+@BOTH_WAYS
 async def test_a_signed_payment_burns_both_its_ids(
-    gateway: Gateway, api: Api, wallet: Wallet, target: str
+    gateway: Gateway, api: Api, wallet: Wallet, target: str, way: tuple[dict[str, str], int]
 ) -> None:
+    prefer, left = way
     url = gateway.url + target
     async with gateway.client() as http:
         await buy(http, wallet)
-        paid = {"PAYMENT-SIGNATURE": wallet.pay(offers(await http.get(target))[0])}
+        paid = {"PAYMENT-SIGNATURE": wallet.pay(offers(await http.get(target))[0]), **prefer}
         signed = wallet.sign("GET", url, headers=paid)
         once = await http.get(target, headers=signed)
         assert once.status_code == 200 and "farebox-replayed" not in once.headers
@@ -131,7 +146,7 @@ async def test_a_signed_payment_burns_both_its_ids(
             assert answer.headers["farebox-replayed"] == "true"
             assert answer.headers["farebox-charged"] == "0"
     assert api.calls(target) == 1
-    assert gateway.balance(wallet.address) == (1_000_000, 0)
+    assert gateway.balance(wallet.address) == (left, 0)
 
 
 async def test_for_something_else_it_is_a_conflict(

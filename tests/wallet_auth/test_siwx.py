@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from gateway.payments.offers import Keys
 from tests.wallet_auth.support import ADDRESS, KEY, NOW, OTHER_KEY
 from wallet_auth import AuthError, Signer, check_digests, keys, siwx
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors/x402-vectors.json").read_text())["siwx"]
-MAC_KEYS = siwx.Keys("deployment", {b"\0\0\0\1": b"k" * 32}, b"\0\0\0\1")
+MAC_KEYS = Keys("deployment", {b"\0\0\0\1": b"k" * 32}, b"\0\0\0\1")
 BODY = hashlib.sha256(b'{"q": 1}').digest()
 ASKED = siwx.Asked(
     "POST", b"/v1/chat?a=1", "http://127.0.0.1:8402", "127.0.0.1:8402", BODY
