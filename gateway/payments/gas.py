@@ -251,30 +251,33 @@ def _overdue_ms(rpc: Rpc, chain: Chain) -> int:
 async def _help(
     rails: Rails, rpc: Rpc, chain: Chain, each: Open, now: Market, *, overdue: bool
 ) -> None:
-    """Bring one transaction on its way: again, dearer, or as nothing."""
+    """Bring one transaction on its way: again, dearer, or as nothing. Says what it meets."""
+    cancelled = sender.call_of(each.newest.raw)[0] == each.newest.sender
     try:
-        if not each.wanted:
-            if sender.call_of(each.newest.raw)[0] != each.newest.sender:
-                await _replace(rails, rpc, chain, each, now, cancel=True)
-                return
-        elif (
-            overdue
-            and _fee_matters(each, now)
-            and await _replace(rails, rpc, chain, each, now, cancel=False)
-        ):
-            return
-        if await rpc.call("eth_getTransactionByHash", [each.newest.tx_hash]) is None:
-            await sender.broadcast(rpc, each.newest.raw)
+        if not each.wanted and not cancelled:
+            done = await _replace(rails, rpc, chain, each, now)
+        else:
+            done = overdue and _fee_matters(each, now)
+            done = done and await _replace(rails, rpc, chain, each, now)
+        if not done and not await _is_known(rpc, each):
+            await _again_or_dearer(rails, rpc, chain, each, now)
+    except (Unavailable, Unknown, Rejected) as error:
+        # Not taken now; or perhaps sent; or the nonce went to another one, which the next look
+        # sees; or no block can hold these bytes, and that is for a person.
+        log.warning("transaction %s: %s; it is looked at again", each.newest.tx_hash, error)
+
+
+async def _is_known(rpc: Rpc, each: Open) -> bool:
+    return await rpc.call("eth_getTransactionByHash", [each.newest.tx_hash]) is not None
+
+
+async def _again_or_dearer(rails: Rails, rpc: Rpc, chain: Chain, each: Open, now: Market) -> None:
+    """Hand the same bytes over again; where nodes do not take them for their price, dearer ones."""
+    try:
+        await sender.broadcast(rpc, each.newest.raw)
     except Unavailable as error:
-        if error.code != "underpriced":
-            log.warning("transaction %s: %s; it is sent again", each.newest.tx_hash, error)
-        elif not await _replace(rails, rpc, chain, each, now, cancel=not each.wanted):
-            log.warning("transaction %s waits for cheaper gas", each.newest.tx_hash)
-    except Unknown as error:
-        log.info("transaction %s: %s; it is looked at again", each.newest.tx_hash, error)
-    except Rejected as error:
-        # The nonce went to another one, which the next look sees; or no block can hold these.
-        log.warning("transaction %s: %s", each.newest.tx_hash, error)
+        if error.code != "underpriced" or not await _replace(rails, rpc, chain, each, now):
+            raise
 
 
 def _fee_matters(each: Open, now: Market) -> bool:
@@ -283,17 +286,15 @@ def _fee_matters(each: Open, now: Market) -> bool:
     return offered.max_fee_wei < 3 * (2 * now.base_wei + now.tip_wei)
 
 
-async def _replace(
-    rails: Rails, rpc: Rpc, chain: Chain, each: Open, now: Market, *, cancel: bool
-) -> bool:
-    """Sign the same nonce again with higher fees, store it, send it. False: that would cost more
-    than ``max_fee_gwei``, or the key is gone."""
+async def _replace(rails: Rails, rpc: Rpc, chain: Chain, each: Open, now: Market) -> bool:
+    """Sign the same nonce again with higher fees, store it, send it: the same call, or none if
+    nobody wants it any more. False: that would cost more than may be, or the key is gone."""
     key = next((a.key for a in accounts(chain) if a.address == each.newest.sender), None)
     fees = sender.raised(sender.fees_of(each.newest.raw), now, most_wei(chain))
     if key is None or fees is None:
         return False
     to, data = sender.call_of(each.newest.raw)
-    if cancel:
+    if not each.wanted:
         to, data = each.newest.sender, b""
         limit = await sender.gas_limit(rpc, each.newest.sender, to, data)
         fees = sender.Fees(limit, fees.max_fee_wei, fees.tip_wei, fees.nonce)
@@ -309,7 +310,7 @@ async def _replace(
 
     if not await transact(rails.db, work):
         return True
-    what = "cancelled" if cancel else "offered more for"
+    what = "offered more for" if each.wanted else "given up and freed"
     log.info("%s: nonce %d of %s is %s", chain.name, each.nonce, fresh.sender, what)
     await sender.broadcast(rpc, fresh.raw)
     return True

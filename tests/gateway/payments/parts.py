@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +15,10 @@ from chain.rpc import Rpc
 from chain.schemes import eip3009
 from chain.sender import Prepared
 from gateway.config import load
-from gateway.db import Database
+from gateway.db import Database, Tx
 from gateway.payments import journal, nonces, offers
 from gateway.payments.journal import AuthKey, Claim, Payment
+from gateway.payments.lane import Begun, Job
 from gateway.payments.rails import Rails
 from gateway.settings import Settings
 from tests.fixtures_chain import NETWORK, USDC, payment
@@ -139,6 +141,50 @@ class Desk:
             await nonces.store(tx, prepared, now_ms)
         return Claimed(new, prepared, auth)
 
+    def job(self, payer: Account, *, units: int = 10_000, **fields: Any) -> Job:
+        """A payment as ``x402.pay`` hands it to the engine, signed now."""
+        fields.setdefault("valid_before_s", int(time.time()) + 3_600)
+        auth = eip3009.parse(payment(payer, PAY_TO, units, **fields))
+        payment_id = journal.new_id()
+
+        async def begin(tx: Tx, at: Begun) -> bool:
+            key = AuthKey(NETWORK.caip2, USDC.address, auth.from_, auth.nonce)
+            if not await journal.claim(tx, key, Claim(payment_id, b"content", None), at.now_ms):
+                return False
+            new = blank(
+                payment_id,
+                payer=auth.from_,
+                recipient=auth.from_,
+                amount_units=units,
+                auth_nonce=auth.nonce,
+                valid_before_s=auth.valid_before_s,
+                from_block=at.from_block,
+                created_at_ms=at.now_ms,
+                lease_ms=at.now_ms,
+            )
+            await journal.insert(tx, new)
+            return True
+
+        return Job(
+            chain=self.rails.settings.chains[0],
+            call=nonces.Call(payment_id, USDC.address, eip3009.transfer_calldata(auth)),
+            payer=auth.from_,
+            spends=(USDC.address, auth.from_, auth.nonce),
+            valid_before_s=auth.valid_before_s,
+            begin=begin,
+            code_known=False,
+        )
+
+    async def row(self, job: Job) -> Payment | None:
+        """What was written for a job."""
+        async with self.rails.db.read() as tx:
+            return await journal.by_id(tx, job.call.payment_id)
+
+    async def sent_for(self, job: Job) -> Sequence[Prepared]:
+        """What was signed for a job, newest first."""
+        async with self.rails.db.read() as tx:
+            return await nonces.sent_for(tx, job.call.payment_id)
+
     def send(self, claimed: Claimed) -> str:
         """Our transaction reaches the chain."""
         sent: str = self.net.rpc("eth_sendRawTransaction", "0x" + claimed.prepared.raw.hex())
@@ -166,25 +212,27 @@ class Desk:
 
 
 @asynccontextmanager
-async def opened_desk(net: Devnet, database: str, *rpc_urls: str) -> AsyncIterator[Desk]:
-    """A desk for the length of a block. ``rpc_urls``: other nodes than the chain itself."""
+async def opened_desk(
+    net: Devnet, database: str, *rpc_urls: str, timeout_s: int = 10, wait_s: int = 20, **chain: Any
+) -> AsyncIterator[Desk]:
+    """A desk for the length of a block. ``rpc_urls``: other nodes than the chain itself;
+    ``timeout_s``: of a question to them; ``wait_s``: of the engine for a block; ``chain``: further
+    settings of the network."""
     urls = list(rpc_urls) or [net.rpc_url]
+    if "settler_keys" not in chain:
+        chain["settler_key"] = net.settler.private_key
     settings = settings_for(
-        server={"database": database},
-        chains={
-            "base-sepolia": {
-                "rpc": urls,
-                "pay_to": PAY_TO,
-                "settler_key": net.settler.private_key,
-            }
-        },
+        server={"database": database, "settle_wait_s": wait_s},
+        chains={"base-sepolia": {"rpc": urls, "pay_to": PAY_TO, **chain}},
     )
     db = await Database.connect(database)
-    rpc = Rpc(NETWORK, urls)
+    rpc = Rpc(NETWORK, urls, timeout_s=timeout_s)
     keys = await offers.load_keys(db)
     rails = Rails(settings, db, keys, {NETWORK.caip2: rpc})
     try:
         yield Desk(net, rails, rpc)
     finally:
+        for lane in rails.lanes.values():
+            await asyncio.gather(*lane.in_flight)
         await rpc.close()
         await db.close()
