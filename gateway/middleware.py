@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import secrets
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping
 from itertools import chain
 from typing import Any, Final, cast
@@ -55,7 +55,7 @@ def log_id(scope: Scope) -> str:
     state = scope.setdefault("state", {})
     found: str | None = state.get(REQUEST_ID)
     if found is None:
-        found = state[REQUEST_ID] = secrets.token_hex(8)
+        found = state[REQUEST_ID] = f"{random.getrandbits(64):016x}"
     return found
 
 
@@ -102,9 +102,10 @@ class Outgoing:
     ``also``: fields that whatever is answered carries as well.
     """
 
-    __slots__ = ("_exchange", "_head_only", "_send", "also", "begun")
+    __slots__ = ("_exchange", "_head_only", "_scope", "_send", "also", "begun")
 
     def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
         self._send = send
         self._head_only = scope["method"] == "HEAD"
         state = scope.get("state")
@@ -139,6 +140,11 @@ class Outgoing:
         headers = [*fields, *((name, value) for name, _, value in named)]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
+
+    @property
+    def log_id(self) -> str:
+        """The id under which the request is logged."""
+        return log_id(self._scope)
 
     def body_that_came(self) -> bytes | None:
         """The request's whole body if it is here already; None: it is to be received."""

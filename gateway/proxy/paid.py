@@ -17,7 +17,7 @@ from chain.errors import ChainError
 from gateway import ledger
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
-from gateway.fields import by_name, first
+from gateway.fields import by_name, first, values
 from gateway.limits import Client
 from gateway.middleware import Outgoing
 from gateway.money import format_usd, parse_usd
@@ -29,7 +29,7 @@ from gateway.payments.rails import content_hash
 from gateway.payments.wire import Presented
 from gateway.pricing.quote import PriceRequest, Quote, quote
 from gateway.proxy import body as bodies
-from gateway.proxy import forward, replies, runs, siwx
+from gateway.proxy import forward, replies, runs, siwx, unpaid
 from gateway.proxy.again import run_again
 from gateway.proxy.identity import Caller, Headers, auth_problem, guard_of, identify
 from gateway.proxy.pace import Pace, refuse_uncharged
@@ -74,8 +74,8 @@ async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) 
             request = await _looked_at(request, receive, send)
         raise _refused(node, request, _quote(request, None), presented, refusal) from None
     if caller.signer is None and presented is None:
-        request = await _looked_at(request, receive, send)
-        raise _challenge(node, request, _quote(request, None))
+        await _unpaid(node, await _looked_at(request, receive, send), send)
+        return
     body = await _body(node, request, caller, receive, send.body_that_came())
     try:
         taken = await _taken(node, request, caller, body)
@@ -88,6 +88,30 @@ async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) 
         await forward.run(node, incoming, taken, receive, send)
     finally:
         body.close()
+
+
+async def _unpaid(node: Node, request: Request, send: Outgoing) -> None:
+    """The 402 of a request that says nothing about who sends it."""
+    price = _quote(request, None)
+    accept = b",".join(values(request.headers, b"accept"))
+    if request.pace is not None or b"html" in accept.lower():
+        raise _challenge(node, request, price)
+    lines, answer = unpaid.answer(
+        node.settings,
+        node.rails.keys,
+        _asked(request, price),
+        request.now_s,
+        send.log_id,
+        description=request.route.description,
+        extensions=_extensions(node, request, price),
+    )
+    await send.whole(402, [], lines, answer)
+
+
+def _extensions(node: Node, request: Request, price: Quote) -> str:
+    return siwx.extension(
+        node, request.method, request.target, request.tag, price.max_units, request.now_s
+    )
 
 
 async def _looked_at(request: Request, receive: Receive, send: Outgoing) -> Request:
@@ -204,9 +228,7 @@ def _challenge(
         needed_units=needed_units,
         description=request.route.description,
         refusal=refusal,
-        extensions=siwx.extension(
-            node, request.method, request.target, request.tag, price.max_units, request.now_s
-        ),
+        extensions=_extensions(node, request, price),
     )
 
 
