@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.db import sqlite_path
-from tests.bench import flat, run
+from tests.bench import flat, parts, run
 from tests.bench.__main__ import FIGURES, MEASURED_BY
 from tests.bench.report import Run, markdown
 from tests.bench.run import Load, median
@@ -65,3 +65,10 @@ def test_every_figure_has_a_command_and_a_place_in_the_docs() -> None:
 
 def test_the_peers_are_asked_for_the_same_network() -> None:
     assert OURS.caip2 == NETWORK
+
+
+def test_the_parts_can_be_measured() -> None:
+    """Each is done for real: a request that is refused ends it."""
+    found = dict(parts.figures(2, 1))
+    assert list(found) == ["verify", "of it recover", "check_body", "402", "402 as a problem"]
+    assert all(microseconds >= 0 for microseconds in found.values())
