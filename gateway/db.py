@@ -28,6 +28,9 @@ T = TypeVar("T")
 # How PostgreSQL tells our sessions from others.
 APPLICATION: Final = "farebox"
 
+# How long a lost COMMIT is asked after. The server ends a session that waits for one in 5 s.
+ASK_S: Final = 10.0
+
 # Read transactions that may be open at once.
 READERS: Final = 8
 
@@ -50,7 +53,11 @@ class DatabaseUnavailable(Exception):  # noqa: N818  (a state, not a mistake)
 
 
 class CommitUnknown(Exception):  # noqa: N818
-    """The connection was lost inside COMMIT: the writes may or may not stand."""
+    """The connection was lost inside COMMIT: the writes may or may not stand.
+
+    Only where that could not be asked: the transaction has no mark, or the database did not
+    answer for ``ASK_S`` either.
+    """
 
 
 class WriteConflict(Exception):  # noqa: N818
@@ -76,6 +83,15 @@ class Tx:
 
     def __init__(self) -> None:
         self._after_commit: list[Callable[[], None]] = []
+        self._mark: tuple[str, tuple[Any, ...]] | None = None
+
+    def marked_by(self, insert: str, *params: Any) -> None:
+        """This transaction has written a row whose key ``insert`` would write again.
+
+        So what became of it can be asked when the connection is lost inside COMMIT: ``insert``
+        waits for its end, and then finds the key taken or free.
+        """
+        self._mark = (insert, params)
 
     def after_commit(self, call: Callable[[], None]) -> None:
         """Runs ``call`` once the transaction stands; never if it does not."""

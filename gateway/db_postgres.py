@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.db import (
     APPLICATION,
+    ASK_S,
     CommitUnknown,
     Database,
     DatabaseUnavailable,
@@ -97,11 +98,47 @@ async def _commit(connection: asyncpg.pool.PoolConnectionProxy) -> None:
         raise RuntimeError(f"COMMIT was answered {status}: nothing was written")
 
 
+async def _stands(url: str, insert: str, params: Sequence[Any]) -> bool:
+    """Whether a transaction whose COMMIT was lost has written the row ``insert`` writes again.
+
+    A look for the row would not do: the server may still be at that COMMIT. Writing it waits for
+    the end of whoever holds the key. Ours is rolled back. Raises what asyncpg does, and
+    ``TimeoutError`` after ``ASK_S``.
+    """
+    import asyncpg
+
+    async with asyncio.timeout(ASK_S):
+        while True:
+            try:
+                connection = await asyncpg.connect(
+                    url, timeout=ASK_S, server_settings={"application_name": APPLICATION}
+                )
+            except (*_outages(), asyncpg.PostgresError):
+                await asyncio.sleep(0.1)  # it may be starting again
+                continue
+            try:
+                await connection.execute("BEGIN")
+                await connection.execute(insert, *params)
+            except asyncpg.UniqueViolationError:
+                return True
+            except _outages():
+                continue
+            else:
+                return False
+            finally:
+                connection.terminate()  # which rolls back
+
+
+def _dsn(url: str) -> str:
+    return url.replace("postgres://", "postgresql://", 1)
+
+
 class PostgresDatabase(Database):
     dialect: Dialect = "postgres"
 
     def __init__(self, url: str, wait_s: float, pool: asyncpg.Pool) -> None:
         self.url = url
+        self._dsn = _dsn(url)
         self._wait_s = wait_s
         self._pool = pool
 
@@ -111,7 +148,7 @@ class PostgresDatabase(Database):
 
         try:
             pool = await asyncpg.create_pool(
-                url.replace("postgres://", "postgresql://", 1),
+                _dsn(url),
                 min_size=1,
                 max_size=8,
                 timeout=wait_s,
@@ -167,10 +204,27 @@ class PostgresDatabase(Database):
             except BaseException:
                 await _roll_back(connection)
                 raise
-            await _commit(connection)
+            try:
+                await _commit(connection)
+            except CommitUnknown as error:
+                await self._ask(tx, error)
             # It stands from here on, even if handing the connection back is cancelled.
             for call in tx._after_commit:
                 call()
+
+    async def _ask(self, tx: Tx, lost: CommitUnknown) -> None:
+        """Returns if the transaction stands after all."""
+        import asyncpg
+
+        if tx._mark is None:
+            raise lost
+        try:
+            insert, params = tx._mark
+            stands = await _stands(self._dsn, insert, params)
+        except (*_outages(), asyncpg.PostgresError) as error:
+            raise CommitUnknown(f"{lost}, and it cannot be asked: {error!r}") from error
+        if not stands:
+            raise DatabaseUnavailable(f"{lost}, and nothing was written") from lost
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:

@@ -50,6 +50,7 @@ EXPORTED: Final[tuple[tuple[str, tuple[str, ...], frozenset[str]], ...]] = (
     ("authorization_use", ("network", "asset", "payer", "nonce"), frozenset({"offer"})),
     ("chain_tx", ("network", "tx_hash"), frozenset({"raw"})),
     ("house_balance", ("account_id", "writer"), frozenset()),
+    ("batch", ("writer", "n"), frozenset()),
 )
 
 

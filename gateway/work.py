@@ -169,7 +169,8 @@ async def _verify(url: str) -> list[audit.Broken]:
     db = await Database.connect(url)
     try:
         async with db.read() as tx:
-            return await audit.verify(tx, await tx.now_ms())
+            # Hashing every row there is would take the time of the requests.
+            return await audit.verify(tx, await tx.now_ms(), chains=False)
     finally:
         await db.close()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from gateway.db import Tx
 from gateway.ledger import rules, store
 from gateway.ledger.book import Book, LedgerFault
+from gateway.ledger.chain import Chain
 from gateway.ledger.ids import IdBlocks, reserve
 from gateway.ledger.save import save
 from gateway.ledger.steps import Mint, Outcome, Step
@@ -19,6 +21,7 @@ async def apply(
     *,
     ids: IdBlocks | None = None,
     writer: int = 0,
+    chain: Chain | None = None,
     as_new: bool = False,
 ) -> list[Outcome]:
     """Apply ``steps`` in order inside ``tx`` and return what became of each.
@@ -26,17 +29,17 @@ async def apply(
     All of them stand or fall with the transaction; a refused one changes nothing. Tell nobody an
     outcome before the transaction has been committed. ``now_ms`` is the database's clock.
     ``writer`` owns the rows of the house's balances that are written; 0 is shared by all who
-    write rarely. ``as_new``: take it that no request is a repeat, as the keys of the tables will
+    write rarely. ``chain`` is where the batch is hashed into (``chain.py``); None: the shared one.
+    ``as_new``: take it that no request is a repeat, as the keys of the tables will
     say; where one is, the transaction fails with ``WriteConflict`` and is to be run again without.
     Raises ``LedgerFault`` for a mistake of the caller and ``DatabaseUnavailable``.
     """
     if not steps:
         return []
+    by = _By(ids, writer, chain)
     try:
-        outcomes = await _apply_as_new(tx, steps, now_ms, ids, writer) if as_new else None
-        if outcomes is None:
-            outcomes = await _apply(tx, steps, now_ms, ids, writer)
-        return outcomes
+        outcomes = await _apply_as_new(tx, steps, now_ms, by) if as_new else None
+        return await _apply(tx, steps, now_ms, by) if outcomes is None else outcomes
     except BaseException:
         # What is in memory is half decided. The caller could go on and commit something else.
         if tx.under_lock is not None:
@@ -44,8 +47,22 @@ async def apply(
         raise
 
 
+class _By(NamedTuple):
+    """Who writes: where the ids come from, whose balances of the house and whose chain move."""
+
+    ids: IdBlocks | None
+    writer: int
+    chain: Chain | None
+
+    async def take(self, tx: Tx, book: Book, count: int) -> None:
+        if self.ids is None:
+            book.take(await reserve(tx, count))
+        else:
+            book.take(await self.ids.take(tx, count, book.now_ms))
+
+
 async def _apply_as_new(
-    tx: Tx, steps: Sequence[Step], now_ms: int, ids: IdBlocks | None, writer: int
+    tx: Tx, steps: Sequence[Step], now_ms: int, by: _By
 ) -> list[Outcome] | None:
     """None: nothing was written, and whether one of them is a repeat has to be looked up.
 
@@ -55,7 +72,7 @@ async def _apply_as_new(
     book = await store.load_accounts(tx, steps, now_ms)
     if book is None:
         return None
-    book.ids = await _ids(tx, len(steps), now_ms, ids)
+    await by.take(tx, book, len(steps))
     try:
         outcomes = [rules.decide(book, step) for step in steps]
     except LedgerFault:
@@ -64,22 +81,16 @@ async def _apply_as_new(
     if len(book.new_holds) + len(book.new_transfers) < len(steps):
         store.forget(tx, book)
         return None
-    await save(tx, book, writer)
+    await save(tx, book, by.writer, by.chain)
     return outcomes
 
 
-async def _apply(
-    tx: Tx, steps: Sequence[Step], now_ms: int, ids: IdBlocks | None, writer: int
-) -> list[Outcome]:
+async def _apply(tx: Tx, steps: Sequence[Step], now_ms: int, by: _By) -> list[Outcome]:
     book = await store.load(tx, steps, now_ms)
-    book.ids = await _ids(tx, _ids_needed(book, steps), now_ms, ids)
+    await by.take(tx, book, _ids_needed(book, steps))
     outcomes = [rules.decide(book, step) for step in steps]
-    await save(tx, book, writer)
+    await save(tx, book, by.writer, by.chain)
     return outcomes
-
-
-async def _ids(tx: Tx, count: int, now_ms: int, ids: IdBlocks | None) -> Iterator[int]:
-    return iter(await reserve(tx, count)) if ids is None else await ids.take(tx, count, now_ms)
 
 
 def _ids_needed(book: Book, steps: Sequence[Step]) -> int:

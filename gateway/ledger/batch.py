@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable, Tx, transact
 from gateway.ledger.apply import apply
+from gateway.ledger.chain import Chain
 from gateway.ledger.ids import IdBlocks
 from gateway.ledger.steps import Outcome, Step
 
@@ -41,15 +42,14 @@ class Writer:
         self._arrived = asyncio.Event()
         self._stopping = False
         self._looking = 0
+        self._chain: Chain | None = Chain(writer_id)
         self._task = asyncio.create_task(self._run(), name="ledger-writer")
 
     @classmethod
     async def start(cls, db: Database) -> Writer:
         """Register with the database (house balances are per writer) and begin."""
         async with db.write() as tx:
-            writer_id: int = await tx.fetchval(
-                "UPDATE sequence SET next = next + 1 WHERE name = 'writer' RETURNING next"
-            )
+            writer_id = await _register(tx)
         return cls(db, writer_id)
 
     @property
@@ -128,15 +128,43 @@ class Writer:
             nonlocal tries
             tries += 1
             as_new = tries == 1 and self._looking == 0
-            now_ms = await tx.now_ms()
-            return await apply(tx, steps, now_ms, ids=self._ids, writer=self.id, as_new=as_new)
+            return await apply(
+                tx,
+                steps,
+                await tx.now_ms(),
+                ids=self._ids,
+                writer=self.id,
+                chain=self._chain or await self._new_chain(tx),
+                as_new=as_new,
+            )
 
-        outcomes = await transact(self._db, work)
+        try:
+            outcomes = await transact(self._db, work)
+        except CommitUnknown:
+            self._chain = None  # it may or may not have moved on
+            raise
         if tries > 1:
             self._looking = LOOK_AFTER_CONFLICT
         elif self._looking:
             self._looking -= 1
         return outcomes
+
+    async def _new_chain(self, tx: Tx) -> Chain:
+        chain = Chain(await _register(tx))
+
+        def keep() -> None:
+            self._chain = chain
+
+        tx.after_commit(keep)
+        return chain
+
+
+async def _register(tx: Tx) -> int:
+    """A number that no writer ever had."""
+    number: int = await tx.fetchval(
+        "UPDATE sequence SET next = next + 1 WHERE name = 'writer' RETURNING next"
+    )
+    return number
 
 
 def _fail(batch: Iterable[_Waiting], error: Exception) -> None:

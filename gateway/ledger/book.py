@@ -129,6 +129,7 @@ class Book:
     """Everything one application of steps may look at or change."""
 
     now_ms: int
+    taken: range = range(0)  # the ids that are this book's, see ``take``
     ids: Iterator[int] = field(default_factory=lambda: iter(()))
     accounts: dict[int, AccountState] = field(default_factory=dict)
     holds: dict[GuardKey, HoldRow] = field(default_factory=dict)
@@ -151,6 +152,11 @@ class Book:
     new_mints: list[tuple[MintKey, int]] = field(default_factory=list)
     new_answers: list[tuple[int, Answer]] = field(default_factory=list)
     house: dict[int, int] = field(default_factory=dict)  # house account -> units gained
+
+    def take(self, ids: range) -> None:
+        """Use these ids for what is new, and for nothing else in the database."""
+        self.taken = ids
+        self.ids = iter(ids)
 
     def lot_of(self, lot_id: int) -> LotState:
         state = self.lot.get(lot_id)

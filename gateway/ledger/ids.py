@@ -6,8 +6,6 @@ the sweeper knows below which id nothing new can appear (``settled_below``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from gateway.db import APPLICATION, Tx
 
 BLOCK = 1_000
@@ -36,7 +34,7 @@ class IdBlocks:
         self._block = range(0)
         self._until_ms = 0
 
-    async def take(self, tx: Tx, count: int, now_ms: int) -> Iterator[int]:
+    async def take(self, tx: Tx, count: int, now_ms: int) -> range:
         """``count`` ids for use inside ``tx``. ``now_ms``: the database's clock at its beginning.
 
         No clock of this machine: it stands still while the machine is suspended.
@@ -46,9 +44,9 @@ class IdBlocks:
             mine, rest = fresh[:count], fresh[count:]
             # Others may use the rest only once the reservation itself stands.
             tx.after_commit(lambda: self._keep(rest, now_ms + BLOCK_LIFE_MS))
-            return iter(mine)
+            return mine
         mine, self._block = self._block[:count], self._block[count:]
-        return iter(mine)
+        return mine
 
     def _keep(self, block: range, until_ms: int) -> None:
         self._block = block

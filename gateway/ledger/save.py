@@ -10,6 +10,7 @@ from typing import Final
 from gateway.db import Tx
 from gateway.ledger import rare
 from gateway.ledger.book import Book, LedgerFault
+from gateway.ledger.chain import Chain, append
 from gateway.ledger.rows import ACCOUNT, HOLD, LOT, PIN, TRANSFER, columns, insert
 
 # A hold is seldom of a run or of a payment, a transfer seldom has a reason. sqlite3 takes its time
@@ -35,7 +36,7 @@ _UPDATE_LOT: Final = (
 _changing_lot: Final = attrgetter(*_CHANGING_LOT)
 
 
-async def save(tx: Tx, book: Book, writer: int) -> None:
+async def save(tx: Tx, book: Book, writer: int, chain: Chain | None) -> None:
     """Write the book back. Raises ``LedgerFault`` if a row is not as we read it."""
     if book.new_holds:
         await _save_holds(tx, book)
@@ -59,6 +60,7 @@ async def save(tx: Tx, book: Book, writer: int) -> None:
         )
     await _save_accounts(tx, book)
     await _save_house(tx, book, writer)
+    await append(tx, book, chain)
 
 
 async def _save_holds(tx: Tx, book: Book) -> None:

@@ -1,8 +1,8 @@
 """The ledger's tables. What each money column is for stands beside it.
 
 Append-only (a trigger says so): ``hold``, ``transfer``, ``segment``, ``mint_key``, ``refund``,
-``refund_part``, ``operator_action``. What else may change, changes only under the row's lock and
-guarded by ``ver`` (design: the lots are off the hot path, so a spend touches ``hold``,
+``refund_part``, ``operator_action``, ``batch``. What else may change, changes only under the row's
+lock and guarded by ``ver`` (design: the lots are off the hot path, so a spend touches ``hold``,
 ``transfer`` and one ``account`` row).
 """
 
@@ -262,6 +262,21 @@ operator_action = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("at_ms", BIG, nullable=False),
     sa.Index("ix_operator_action_account_id", "account_id"),
+)
+
+# What one transaction wrote, hashed with the one before it (chain.py), and the mark of its commit.
+batch = sa.Table(
+    "batch",
+    metadata,
+    sa.Column("writer", Id, primary_key=True, autoincrement=False),  # whose chain; 0: the shared
+    sa.Column("n", BIG, primary_key=True, autoincrement=False),  # place in it, from 1
+    sa.Column("first_id", BIG, nullable=False),  # its ids: no other batch has any of them
+    sa.Column("end_id", BIG, nullable=False),
+    sa.Column("closed", sa.LargeBinary, nullable=False),  # the holds it closed, 8 bytes each
+    sa.Column("at_ms", BIG, nullable=False),
+    sa.Column("prev", sa.LargeBinary, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 # What was answered, for as long as a repeat may ask. Purged by age; the guard itself stays.

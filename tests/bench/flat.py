@@ -158,6 +158,12 @@ def _multiply(file: Path, template: int, count: int, random_ids: bool) -> None:
             (ledger.REVENUE,),
         )
         db.execute("UPDATE sequence SET next = next + ? WHERE name = 'id'", (count,))
+        # The copies stand in no batch, like what was there before the chains began.
+        db.execute(
+            "UPDATE meta SET value = CAST(CAST(value AS INTEGER) + ? AS TEXT)"
+            " WHERE key IN ('unchained_holds', 'unchained_transfers')",
+            (count,),
+        )
         db.execute(
             "UPDATE sequence SET next = (SELECT next FROM sequence WHERE name = 'id')"
             " WHERE name = 'swept'"

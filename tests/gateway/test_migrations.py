@@ -232,6 +232,37 @@ async def test_what_had_expired_is_counted_when_lots_learn_to_say_so(db_url: str
     await db.close()
 
 
+async def test_what_was_written_before_there_were_batches_stands_in_none(db_url: str) -> None:
+    """0004 begins the chain behind the rows that are there."""
+    from tests.gateway.ledger.helpers import (
+        capture,
+        faults,
+        held,
+        hold,
+        mint,
+        minted,
+        one,
+        open_account,
+    )
+
+    db = await Database.connect(db_url)
+    account = await open_account(db)
+    await minted(db, mint(account, 10, "a"))
+    before = await held(db, hold(account, "before", 5))
+    await one(db, capture(await held(db, hold(account, "closed before", 5)), 5))
+    await db.close()
+    await with_connection(db_url, lambda c: _downgrade(c, to="0003"))
+    await connect_and_migrate(db_url)
+    db = await Database.connect(db_url)
+    async with db.read() as tx:
+        assert await tx.fetchval("SELECT count(*) FROM batch") == 0
+    assert await faults(db) == []
+    await one(db, capture(before, 5))  # a hold of then is closed by a batch of now
+    await minted(db, mint(account, 5, "after"))
+    assert await faults(db) == []
+    await db.close()
+
+
 def _downgrade(connection: sa.Connection, to: str = "base") -> None:
     from alembic import command
     from alembic.config import Config
@@ -274,6 +305,7 @@ APPEND_ONLY = {
     "refund": "amount_units = 1",
     "refund_part": "amount_units = 1",
     "operator_action": "reason = ''",
+    "batch": "n = n + 1",
 }
 
 

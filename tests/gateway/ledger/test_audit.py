@@ -172,7 +172,7 @@ async def _unlock(db: Database) -> None:
             return
         for table in (
             *("hold", "transfer", "segment", "mint_key"),
-            *("refund", "refund_part", "operator_action"),
+            *("refund", "refund_part", "operator_action", "batch"),
         ):
             await tx.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
 
