@@ -6,6 +6,8 @@
 - A limit on the bytes of a head that has not ended: httptools collects them without end.
 - A limit on the time a head may take, from the first byte of a request, or from the connection
   being made for the first one. uvicorn has one only between requests.
+- A limit on the time a caller may take nothing of its answer: it keeps a connection to the
+  upstream, and for as long as it likes if nobody cuts it. uvicorn waits for ever.
 
 ``uvicorn.Config(app, http=wire.protocol(), ws="none", proxy_headers=False)`` uses them. The limits
 here only bound memory and time; the answer a well-behaved client reads (431 as problem+json) comes
@@ -28,6 +30,7 @@ from gateway.proxy.target import RAW_TARGET
 
 HEAD_BYTES: Final = 64 * 1024
 HEAD_TIMEOUT_S: Final = 20
+STALL_S: Final = 60
 _LOOK_EVERY_S: Final = 2
 
 _TOO_LARGE: Final = (
@@ -131,6 +134,34 @@ class Head:
         transport.close()
 
 
+class Stall:
+    """A caller that does not read: its connection is cut when that has lasted.
+
+    The transport says when its buffer is full, and when most of that has been taken again. So a
+    caller has to take some sixty kilobytes a minute, which is no measure of any network.
+    """
+
+    __slots__ = ("owner", "watch")
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self.watch: _Watch | None = None
+
+    def begin(self) -> None:
+        if self.watch is None:
+            self.watch = _Watch(self.owner.loop)
+        # Not close(): that would wait for what is not read.
+        self.watch.within(STALL_S, self.owner.transport.abort)
+
+    def over(self) -> None:
+        if self.watch is not None:
+            self.watch.off()
+
+    def end(self) -> None:
+        if self.watch is not None:
+            self.watch.end()
+
+
 class _TargetKeeper(h11.Connection):
     """An h11 server connection that hands each request's target to its protocol."""
 
@@ -160,6 +191,7 @@ class RawH11(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.head = Head(self)
+        self.stall = Stall(self)
         keeper = _TargetKeeper(h11.SERVER, config.h11_max_incomplete_event_size or HEAD_BYTES)
         keeper.owner = self
         self.conn = keeper
@@ -170,7 +202,16 @@ class RawH11(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.head.watch.end()
+        self.stall.end()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.stall.begin()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.stall.over()
 
 
 def protocol(name: str = "auto") -> type[asyncio.Protocol]:
