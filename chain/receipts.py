@@ -78,6 +78,11 @@ def _parse(answer: Any, tx_hash: str) -> Receipt:
 def _log(log: dict[str, Any], tx_hash: str, block_hash: str) -> Log:
     if log["transactionHash"].lower() != tx_hash.lower() or log["blockHash"].lower() != block_hash:
         raise ValueError("a log is of another transaction or block")
+    return log_of(log)
+
+
+def log_of(log: dict[str, Any]) -> Log:
+    """One event out of a node's answer; ``ValueError`` and the like if it is none."""
     if not is_address(log["address"]):
         raise ValueError("a log without an address")
     return Log(

@@ -12,7 +12,7 @@ from typing import Final
 
 from chain import receipts
 from chain.errors import NodeError, Unavailable
-from chain.eth import selector
+from chain.eth import data_bytes, quantity, selector
 from chain.networks import Asset
 from chain.receipts import Log, Receipt
 from chain.rpc import Rpc
@@ -66,7 +66,7 @@ def transfers_in(caip2: str, receipt: Receipt, asset: Asset, pay_to: str) -> lis
     before: Log | None = None
     for log in receipt.logs:
         if _is_transfer(log, asset) and log.topics[2] == to_word:
-            value_units = int.from_bytes(log.data, "big")
+            value_units = _value(log)
             used = _authorization(before, log, asset)
             if value_units > 0:
                 found.append(
@@ -87,6 +87,97 @@ def transfers_in(caip2: str, receipt: Receipt, asset: Asset, pay_to: str) -> lis
             n += 1
         before = log
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A transfer to us as a search of the logs tells it. Fields as in ``Transfer``."""
+
+    tx_hash: str
+    n: int
+    from_: str
+    value_units: int
+    block_number: int
+    block_hash: str
+
+
+async def incoming(
+    rpc: Rpc, asset: Asset, pay_to: str, first: int, last: int, *, ask: int = 2
+) -> list[Incoming]:
+    """All transfers of ``asset`` to ``pay_to`` in blocks ``first`` to ``last``, oldest first.
+
+    Up to ``ask`` providers are asked and what any of them knows is told: one whose index lags
+    leaves out what is there. A transfer that two of them place in different blocks is told twice.
+    """
+    to_word = "0x" + address_word(pay_to.lower()).hex()
+    where = {"address": asset.address, "topics": ["0x" + TRANSFER.hex(), None, to_word]}
+    found: dict[Incoming, None] = {}
+    spans = deque([(first, last)])
+    for _ in range(MAX_LOG_REQUESTS):
+        if not spans:
+            return sorted(found, key=lambda each: (each.block_number, each.tx_hash, each.n))
+        low, high = spans.popleft()
+        if low > high:
+            continue
+        question = [{**where, "fromBlock": hex(low), "toBlock": hex(high)}]
+        try:
+            answers = await rpc.call_each("eth_getLogs", question, ask)
+        except NodeError:
+            if low == high:
+                raise
+            middle = (low + high) // 2
+            spans.extendleft([(middle + 1, high), (low, middle)])
+            continue
+        for answer in answers:
+            found |= dict.fromkeys(_incoming_of(answer, asset, to_word, (low, high)))
+    raise Unavailable("rpc_error", f"blocks from {first} are too many to search at this node")
+
+
+def _incoming_of(logs: object, asset: Asset, to_word: str, span: tuple[int, int]) -> list[Incoming]:
+    if not isinstance(logs, list):
+        raise Unavailable("rpc_bad_answer", "eth_getLogs did not answer with a list")
+    try:
+        read = sorted(
+            (
+                (
+                    receipts.log_of(log),
+                    quantity(log["blockNumber"]),
+                    _hash(log, "blockHash"),
+                    _hash(log, "transactionHash"),
+                )
+                for log in logs
+                if log.get("removed", False) is False
+            ),
+            key=lambda each: (each[1], each[0].index),
+        )
+        found: list[Incoming] = []
+        counts: dict[tuple[str, str], int] = {}
+        for log, number, block_hash, tx_hash in read:
+            if not _is_transfer(log, asset) or log.topics[2].hex() != to_word[2:]:
+                raise ValueError("a log that was not asked for")
+            if not span[0] <= number <= span[1]:
+                raise ValueError("a log of another block")
+            n = counts.get((tx_hash, block_hash), 0)
+            counts[tx_hash, block_hash] = n + 1
+            value_units = _value(log)
+            if value_units:
+                from_ = _address(log.topics[1])
+                found.append(Incoming(tx_hash, n, from_, value_units, number, block_hash))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Unavailable("rpc_bad_answer", f"eth_getLogs: {error}") from None
+    return found
+
+
+def _hash(log: dict[str, object], name: str) -> str:
+    return "0x" + data_bytes(log[name], 32).hex()
+
+
+def _value(log: Log) -> int:
+    """What a Transfer moved. More than there can be of a token is a node's mistake."""
+    value = int.from_bytes(log.data, "big")
+    if value >= 2**62:
+        raise Unavailable("rpc_bad_answer", f"a transfer of {value} units")
+    return value
 
 
 async def authorization_used(

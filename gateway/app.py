@@ -30,7 +30,7 @@ from gateway.migrations.run import migrate
 from gateway.node import Behind, Node, unavailable
 from gateway.observe import log
 from gateway.own import NODE, node_of
-from gateway.payments import card, gas, offers, stripe
+from gateway.payments import card, exposure, gas, offers, stripe, watcher
 from gateway.payments import routes as payment_routes
 from gateway.payments.rails import Rails
 from gateway.proxy import advice, cors, free, paid
@@ -99,6 +99,8 @@ async def open_node(settings: Settings) -> Node:
     )
     try:
         await node.look_at_clock()
+        async with db.write() as tx:
+            await exposure.set_policies(tx, settings)
         await _check_tokens(node)
     except BaseException:
         await close_node(node)
@@ -117,12 +119,16 @@ def _limits(server: Server, deployment: str) -> Limits:
 
 
 async def _check_tokens(node: Node) -> None:
-    """Refuse to serve when a token's own name, version or decimals are not the table's."""
+    """Refuse to serve when a token's own name, version or decimals are not the table's.
+
+    Notes at the very first start from which block on transfers count.
+    """
     for chain in node.settings.chains:
         rpc = node.rails.rpcs[chain.caip2]
         for asset in chain.network.assets:
             try:
                 token = await tokens.read_token(rpc, asset)
+                await watcher.begin(node.rails, chain, asset)
             except ChainError as error:
                 log.warning("%s cannot be asked about %s now: %s", chain.name, asset.symbol, error)
                 continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,6 +259,8 @@ async def _chain(chain: Chain) -> AsyncIterator[Finding]:
             if not faults:
                 said = f'{asset.symbol} at {asset.address}: "{token.name}" version {token.version}'
                 yield Finding(name, "ok", said)
+        async for finding in _providers(chain, rpc):
+            yield finding
         async for finding in _settlers(chain, rpc):
             yield finding
         yield await _batching(chain, rpc)
@@ -267,6 +270,30 @@ async def _chain(chain: Chain) -> AsyncIterator[Finding]:
         yield Finding(name, "fail", f"{error.code}: {error.detail}")
     finally:
         await rpc.close()
+
+
+async def _providers(chain: Chain, rpc: Rpc) -> AsyncIterator[Finding]:
+    """Whether the nodes tell the same chain, and can say when a mint is safe."""
+    from chain.blocks import points
+    from chain.survey import survey
+    from gateway.payments.confirm import trusted
+
+    name = f"providers {chain.name}"
+    faults = []
+    if len(chain.rpc) == 1:
+        faults.append(
+            "only one is named: what is above mint_at.instant_limit waits for a safe block, and is "
+            "minted by its word alone"
+        )
+    if (await points(rpc, trusted(chain))).safe < 0:
+        faults.append("no block is safe by this one: give mint_at.otherwise a number of blocks")
+    for view in await survey(rpc, int(time.time())):
+        if view.fault is not None:
+            faults.append(f"{view.label}: {view.fault} {view.detail}")
+    for text in faults:
+        yield Finding(name, "warn", text)
+    if not faults:
+        yield Finding(name, "ok", f"{len(chain.rpc)} tell the same chain")
 
 
 async def _settlers(chain: Chain, rpc: Rpc) -> AsyncIterator[Finding]:

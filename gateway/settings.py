@@ -50,8 +50,6 @@ NO_EFFECT: Final = frozenset(
         ("Server", "admin_listen"),
         ("Server", "admin_token_file"),
         ("Chain", "native_usd_units"),
-        ("Chain", "mint_at"),
-        ("Chain", "exposure_limit_units"),
     }
 )
 """Settings that are read and checked, and that nothing follows from in this version.

@@ -19,7 +19,7 @@ from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.ledger import audit, sweep
 from gateway.node import Node
 from gateway.observe import log
-from gateway.payments import card, gas, journal, recover
+from gateway.payments import card, gas, journal, recover, watcher
 from gateway.payments.journal import Payment
 from gateway.payments.stripe import CardError
 from gateway.settings import Settings
@@ -48,6 +48,7 @@ async def loop(node: Node, *, audits: bool = True) -> None:
         _every(node, server.reconcile_s, _look_at_cards),
         _every(node, 600, _purge),
         _every(node, SURVEY_EVERY_S, _Providers().survey),
+        _every(node, server.sweep_s, _Watcher().watch),
     ]
     if audits:
         pieces.append(_every(node, AUDIT_EVERY_S, _audit))
@@ -132,6 +133,22 @@ async def _look_at_cards(node: Node) -> None:
     async with node.db.write() as tx:
         waiting = await card.take_open(tx, await tx.now_ms(), _PER_ROUND)
     await _each(node, waiting, partial(card.look, node.cards))
+
+
+class _Watcher:
+    """Follows the transfers to us on every network, as far as no other process does."""
+
+    def __init__(self) -> None:
+        self._watch = watcher.Watch()
+
+    async def watch(self, node: Node) -> None:
+        for chain in node.settings.chains:
+            if node.stopping.is_set():
+                return
+            try:
+                await self._watch.look(node.rails, chain)
+            except _PASSING as error:  # one network keeps no other waiting
+                log.warning("%s is not followed now: %s", chain.name, error)
 
 
 class _Providers:

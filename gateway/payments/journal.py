@@ -16,8 +16,8 @@ from typing import Final
 
 from chain.transfers import Transfer
 from gateway import ledger
-from gateway.accounts import wallets
 from gateway.db import Row, Tx
+from gateway.payments import inbound
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +154,8 @@ async def finish(
 ) -> tuple[Payment, ledger.Outcome | None]:
     """The transfer is on chain: mint what the log says and end the payment, in one transaction.
 
+    What may not be minted before its block is deeper waits; the payment then stays ``processing``.
+
     ``hold`` makes the hold of the call this payment came with, of the payer's account: taken in
     the same step, so that a parallel call of the same wallet cannot spend what was just paid.
     Safe to run any number of times; the mint's key and the row's state decide.
@@ -161,44 +163,37 @@ async def finish(
     payment = await by_id(tx, payment_id, lock=True)
     if payment is None or payment.recipient is None:
         raise ledger.LedgerFault(f"payment {payment_id} cannot be finished: it has no recipient")
-    account_id = await wallets.ensure(tx, payment.recipient, now_ms, payment.recipient_chain)
-    steps: list[ledger.Step] = [
-        ledger.Mint(
-            account_id=account_id,
-            amount_units=transfer.value_units,
-            network=transfer.network,
-            ref=transfer.tx_hash,
-            n=transfer.n,
-            source="x402",
-            expires_ms=payment.expires_ms or ledger.NEVER,
-            payer=transfer.from_,
-            payment_id=payment_id,
-        )
-    ]
-    if hold is not None:
-        steps.append(hold(account_id))
-    outcomes = await ledger.apply(tx, steps, now_ms)
-    minted = outcomes[0]
-    if not isinstance(minted, (ledger.Minted, ledger.MintedBefore)):
-        raise ledger.LedgerFault(f"payment {payment_id}: a mint was answered with {minted}")
-    await tx.execute(
-        "UPDATE payment SET state = 'succeeded', tx_hash = $2, lot_id = $3, updated_at_ms = $4,"
-        " error_code = NULL, error_detail = NULL WHERE id = $1 AND state <> 'succeeded'",
-        payment_id,
-        transfer.tx_hash,
-        minted.lot_id,
-        now_ms,
+    whose = inbound.For(
+        payment.recipient, payment.recipient_chain, "x402", payment_id, payment.expires_ms
     )
+    placed = await inbound.place(tx, transfer, whose, now_ms, hold)
+    if placed.taken:
+        await fail(
+            tx, payment_id, "payment_already_used", "its transfer was claimed before", now_ms
+        )
+    else:
+        # One that waits to be safe keeps its state: it is looked at again.
+        await tx.execute(
+            "UPDATE payment SET state = $5, tx_hash = $2, lot_id = $3, updated_at_ms = $4,"
+            " error_code = NULL, error_detail = NULL WHERE id = $1 AND state <> 'succeeded'",
+            payment_id,
+            transfer.tx_hash,
+            placed.row.lot_id,
+            now_ms,
+            "succeeded" if placed.row.state == "minted" else "processing",
+        )
     done = await by_id(tx, payment_id)
     if done is None:
         raise ledger.LedgerFault(f"payment {payment_id} vanished")
-    return done, outcomes[1] if hold is not None else None
+    return done, placed.extra
 
 
 async def fail(tx: Tx, payment_id: str, code: str, detail: str, now_ms: int) -> None:
     """The payment can never succeed: nothing moved, and nothing will."""
     await tx.execute(
-        "UPDATE payment SET state = 'failed', error_code = $2, error_detail = $3,"
+        # One that had minted once and left the chain was not just refused.
+        "UPDATE payment SET state = CASE WHEN lot_id IS NULL THEN 'failed' ELSE 'reversed' END,"
+        " error_code = $2, error_detail = $3,"
         " updated_at_ms = $4 WHERE id = $1 AND state IN ('created', 'processing')",
         payment_id,
         code,

@@ -56,11 +56,11 @@ async def recover(rails: Rails, payment: Payment) -> str:
     if found is not None:
         transfer = found
 
-        async def work(tx: Tx) -> None:
-            await journal.finish(tx, payment.id, transfer, await tx.now_ms())
+        async def work(tx: Tx) -> str:
+            done, _ = await journal.finish(tx, payment.id, transfer, await tx.now_ms())
+            return done.state  # or still processing: its block is not deep enough for its amount
 
-        await transact(rails.db, work)
-        return "succeeded"
+        return await transact(rails.db, work)
     return await _unfound(rails, looked_for, sent)
 
 
@@ -193,4 +193,5 @@ async def _went_elsewhere(looked_for: _LookedFor) -> bool:
 async def _give_up(rails: Rails, payment: Payment, code: str, why: str) -> str:
     async with rails.db.write() as tx:
         await journal.fail(tx, payment.id, code, f"the payment {why}", await tx.now_ms())
-    return "failed"
+        done = await journal.by_id(tx, payment.id)
+    return "failed" if done is None else done.state

@@ -162,3 +162,79 @@ mac_key = sa.Table(
     sa.Column("secret", sa.LargeBinary, nullable=False),
     sa.Column("created_at_ms", BIG, nullable=False),
 )
+
+# What a node may mint before its block is safe. In the database, so that the caps over all
+# wallets are one number for all nodes; whoever adds to what is provisional locks the row.
+mint_policy = sa.Table(
+    "mint_policy",
+    metadata,
+    sa.Column("network", sa.Text, primary_key=True),
+    sa.Column("instant_limit_units", BIG, nullable=False),  # of one wallet, not yet safe
+    sa.Column("exposure_limit_units", BIG, nullable=False),  # of all wallets, not yet safe
+    sa.Column("at_inclusion", sa.Integer, nullable=False),  # 1: above the limit does not wait
+)
+
+# Every transfer to us that this ledger knows of, by the key under which it mints.
+inbound = sa.Table(
+    "inbound",
+    metadata,
+    sa.Column("network", sa.Text, primary_key=True),
+    sa.Column("tx_hash", sa.Text, primary_key=True),
+    sa.Column("n", BIG, primary_key=True, autoincrement=False),
+    sa.Column("asset", sa.Text, nullable=False),
+    sa.Column("pay_to", sa.Text, nullable=False),
+    sa.Column("from_address", sa.Text, nullable=False),
+    sa.Column("value_units", BIG, nullable=False),  # what the log says
+    sa.Column("block_number", BIG, nullable=False),  # where it was seen last
+    sa.Column("block_hash", sa.Text, nullable=False),
+    sa.Column("authorizer", sa.Text),  # of the authorization it was made by, if one
+    sa.Column("auth_nonce", sa.Text),
+    # unclaimed: nobody's yet. waiting: somebody's, and not sure enough. minted. gone: its block
+    # left the chain; what it had minted is reversed.
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("depth", sa.Text, nullable=False),  # included safe final
+    sa.Column("agreed", sa.Integer, nullable=False),  # 1: two providers tell the same
+    sa.Column("recipient", sa.Text),  # the wallet that gets the credits
+    sa.Column("recipient_chain", sa.Text, nullable=False, server_default=""),
+    sa.Column("source", sa.Text),  # of the lot: x402 deposit
+    sa.Column("payment_id", sa.Text),
+    sa.Column("expires_ms", BIG),  # of the credits; null: never
+    sa.Column("lot_id", BIG),  # what it minted; stays when that is reversed
+    sa.Column("seen_at_ms", BIG, nullable=False),
+    sa.Column("updated_at_ms", BIG, nullable=False),
+    sa.CheckConstraint("value_units > 0", name="value_units"),
+    sa.CheckConstraint("state <> 'minted' OR lot_id IS NOT NULL", name="minted"),
+    # What is still followed. Final rows drop out.
+    sa.Index(
+        "ix_inbound_followed",
+        "network",
+        "block_number",
+        sqlite_where=sa.text("depth <> 'final' AND state <> 'gone'"),
+        postgresql_where=sa.text("depth <> 'final' AND state <> 'gone'"),
+    ),
+    sa.Index("ix_inbound_lot_id", "lot_id"),
+    sa.Index("ix_inbound_payment_id", "payment_id"),
+)
+
+# From which block an address counts as this ledger's, and how far its transfers have been read.
+watched = sa.Table(
+    "watched",
+    metadata,
+    sa.Column("network", sa.Text, primary_key=True),
+    sa.Column("asset", sa.Text, primary_key=True),
+    sa.Column("pay_to", sa.Text, primary_key=True),
+    sa.Column("first_block", BIG, nullable=False),  # transfers before it are not this ledger's
+    sa.Column("read_to", BIG, nullable=False),  # all final transfers up to here are in inbound
+    sa.Column("compared_to", BIG, nullable=False),  # up to here chain and books were compared
+    sa.Column("at_ms", BIG, nullable=False),
+)
+
+# Work that one process does at a time. ``fence`` rises with every holder.
+lease = sa.Table(
+    "lease",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("fence", BIG, nullable=False),
+    sa.Column("until_ms", BIG, nullable=False),
+)

@@ -138,6 +138,26 @@ async def test_a_second_provider(
     assert "nothing to compare" in text
 
 
+async def test_what_providers_tell(
+    farebox: Farebox, tmp_path: Path, chain_net: Devnet, faulty_node: FaultyNode
+) -> None:
+    async def told() -> State:
+        done = await asyncio.to_thread(farebox, "check", "--json")
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        name = "providers base-sepolia"
+        return [(r["check"], r["state"], r["text"]) for r in rows if r["check"] == name]
+
+    chain_net.mine(40)  # so that there is a safe block, of now
+    configure(tmp_path, chain_net, chain_net.rpc_url, faulty_node.url)
+    assert [(state, text) for _, state, text in await told()] == [("ok", "2 tell the same chain")]
+    other = "0x" + "5" * 64
+    faulty_node.fault("eth_getBlockByNumber", "change", lambda block: {**block, "hash": other})
+    assert [text.split()[1] for _, _, text in await told()] == ["rpc_disagrees"] * 2
+    configure(tmp_path, chain_net)
+    ((_, state, text),) = await told()
+    assert state == "warn" and "only one is named" in text
+
+
 def test_a_broken_library(
     farebox: Farebox, tmp_path: Path, chain_net: Devnet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

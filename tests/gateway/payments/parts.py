@@ -16,7 +16,7 @@ from chain.schemes import eip3009
 from chain.sender import Prepared
 from gateway.config import load
 from gateway.db import Database, Tx
-from gateway.payments import journal, nonces, offers
+from gateway.payments import exposure, journal, nonces, offers
 from gateway.payments.journal import AuthKey, Claim, Payment
 from gateway.payments.lane import Begun, Job
 from gateway.payments.rails import Rails
@@ -228,6 +228,8 @@ async def opened_desk(
     db = await Database.connect(database)
     rpc = Rpc(NETWORK, urls, timeout_s=timeout_s)
     keys = await offers.load_keys(db)
+    async with db.write() as tx:
+        await exposure.set_policies(tx, settings)
     rails = Rails(settings, db, keys, {NETWORK.caip2: rpc})
     try:
         yield Desk(net, rails, rpc)
