@@ -239,9 +239,11 @@ class open_upstream:  # noqa: N801  (used as a function; a class is the cheapest
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._sender is not None and not self._sender.done():
-            # An answer before the whole body was sent: the connection cannot be used again.
-            connection.reusable = False
-            self._sender.cancel()
-            await asyncio.wait([self._sender])
-        self._pool.release(connection)
+        try:
+            if self._sender is not None and not self._sender.done():
+                # An answer before the whole body was sent: the connection cannot be used again.
+                connection.reusable = False
+                self._sender.cancel()
+                await asyncio.wait([self._sender])
+        finally:  # also when we are cancelled here: its place in the pool is one of a few
+            self._pool.release(connection)

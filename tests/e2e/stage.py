@@ -120,6 +120,7 @@ async def answer_when_open(writer: Writer, gate: Gate) -> bool:
 
 ROUTES = """[
   { match = "GET /free/*", price = "free" },
+  { match = "POST /free/*", price = "free" },
   { match = "GET /stall", price = "$0.01", timeout_s = 1 },
   { match = "GET /stall-mid", price = "$0.01", timeout_s = 1 },
   { match = "GET /drip", price = "$0.01", timeout_s = 1 },

@@ -252,3 +252,33 @@ async def test_an_answer_before_the_body_was_sent(
     up.released.set()
     await client.close()
     await until(lambda: up.open_connections == 0)
+
+
+async def test_a_place_in_the_pool_comes_back_whenever_a_call_is_cancelled(
+    up: Upstream, client: UpstreamClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while it waits for a body that takes its time to end."""
+    monkeypatch.setattr("gateway.proxy.client.MAX_CONNECTIONS", 1)
+    ending, ended = asyncio.Event(), asyncio.Event()
+
+    async def slow_to_end() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                await asyncio.sleep(0)
+                yield b"x" * 65_536
+        finally:
+            ending.set()
+            await ended.wait()
+
+    async def call() -> None:
+        async with calling(client, up, b"/early-keep", "POST", body=slow_to_end()):
+            pass
+
+    calls = asyncio.create_task(call())
+    await ending.wait()
+    calls.cancel()
+    await asyncio.wait([calls])
+    ended.set()
+    async with calling(client, up, b"/echo") as answer:
+        assert (await whole(answer)).startswith(b"GET /echo")
+    up.released.set()
