@@ -20,7 +20,7 @@ from functools import lru_cache
 from json import dumps
 from typing import Any, Final, Protocol
 
-from wallet_auth import keys
+from wallet_auth import keys, mac
 from wallet_auth.errors import AuthError
 from wallet_auth.request import Call, Signer
 from wallet_auth.strict import base64_bytes, json_object
@@ -168,16 +168,14 @@ def _iso(at_s: int) -> str:
 
 
 def _mac(mac_keys: Keys, head: bytes, asked: Asked, lines: tuple[str, ...]) -> bytes:
-    parts = (
-        b"farebox-siwx-1",
-        mac_keys.deployment.encode(),
-        asked.method.encode(),
-        asked.target,
-        head,
-        *(line.encode() for line in lines),
-    )
-    text = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-    return hmac.digest(mac_keys.secrets[head[:4]], text, "sha256")[:_MAC_BYTES]
+    parts = (asked.method.encode(), asked.target, head, *[line.encode() for line in lines])
+    begun = mac.begin(mac_keys.secrets[head[:4]], _beginning(mac_keys.deployment))
+    return mac.end(begun, mac.sized(*parts))[:_MAC_BYTES]
+
+
+@lru_cache(maxsize=16)  # there is one, asked for with every 402
+def _beginning(deployment: str) -> bytes:
+    return mac.sized(b"farebox-siwx-1", deployment.encode())
 
 
 # -- the proof ----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import hmac
 import json
 import secrets
 import struct
+from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,6 +27,7 @@ from chain.networks import Asset
 from gateway.db import Database
 from gateway.errors import Problem
 from gateway.settings import Chain, Settings
+from wallet_auth import mac
 
 CALL: Final = "call"  # the change that a call leaves never expires
 CREDITS: Final = "credits"  # a pack expires when its operator says
@@ -110,22 +112,16 @@ class Opened:
     digest: bytes
 
 
-def _sized(part: bytes) -> bytes:
-    return len(part).to_bytes(4, "big") + part
-
-
-def _before_terms(keys: Keys, head: bytes, asked: Asked) -> bytes:
-    """What the MAC of an offer covers beside its terms: the same for all offers of one 402."""
-    parts = (asked.method.encode(), asked.target, head)
-    return _beginning(keys.deployment) + b"".join(map(_sized, parts))
-
-
+@lru_cache(maxsize=16)  # there is one, asked for with every 402
 def _beginning(deployment: str) -> bytes:
-    return _sized(b"farebox-offer-2") + _sized(deployment.encode())
+    """What every MAC of an offer begins with."""
+    return mac.sized(b"farebox-offer-2", deployment.encode())
 
 
-def _mac(keys: Keys, head: bytes, before: bytes, terms: Terms) -> bytes:
-    text = before + covered(terms)
+def _mac(keys: Keys, head: bytes, asked: Asked, terms: Terms) -> bytes:
+    """The MAC of an offer as a text of its own: what ``seal_each`` makes in pieces."""
+    request = mac.sized(asked.method.encode(), asked.target, head)
+    text = _beginning(keys.deployment) + request + covered(terms)
     return hmac.digest(keys.secrets[head[:4]], text, "sha256")[:_MAC_BYTES]
 
 
@@ -136,37 +132,19 @@ def seal(keys: Keys, asked: Asked, terms: Sequence[Terms], expiry_s: int) -> lis
 
 def covered(terms: Terms) -> bytes:
     """Terms as the MAC of an offer covers them."""
-    return _sized(terms.sealed())
+    return mac.sized(terms.sealed())
 
 
 def seal_each(keys: Keys, asked: Asked, covered_terms: Iterable[bytes], expiry_s: int) -> list[str]:
     """``seal`` for terms that are ``covered`` already."""
     salt = secrets.token_bytes(_SALT_BYTES)
     head = _HEAD.pack(keys.current, expiry_s, asked.price_units, salt)
-    inner, outer = _begun(keys.secrets[keys.current], keys.deployment)
-    inner = inner.copy()
-    inner.update(_sized(asked.method.encode()) + _sized(asked.target) + _sized(head))
-    tokens = []
-    for each in covered_terms:
-        first, second = inner.copy(), outer.copy()
-        first.update(each)
-        second.update(first.digest())
-        raw = head + second.digest()[:_MAC_BYTES]
-        tokens.append(base64.urlsafe_b64encode(raw).decode().rstrip("="))
-    return tokens
-
-
-@lru_cache(maxsize=16)  # as many as a deployment has keys
-def _begun(secret: bytes, deployment: str) -> tuple[Any, Any]:
-    """The two hashes of HMAC-SHA-256 (RFC 2104), begun with the key and what all texts begin with.
-
-    An unpaid request costs a MAC for each of its offers; going on from here is a third of one.
-    ``unseal`` asks ``hmac`` itself.
-    """
-    block = (secret if len(secret) <= 64 else hashlib.sha256(secret).digest()).ljust(64, b"\0")
-    inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
-    inner.update(_beginning(deployment))
-    return inner, hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
+    begun = mac.begin(keys.secrets[keys.current], _beginning(keys.deployment))
+    request = mac.sized(asked.method.encode(), asked.target, head)
+    return [
+        urlsafe_b64encode(head + made[:_MAC_BYTES]).decode().rstrip("=")
+        for made in mac.ends(begun, request, covered_terms)
+    ]
 
 
 def unseal(keys: Keys, token: str, asked: Asked, candidates: Sequence[Terms], now_s: int) -> Opened:
@@ -183,10 +161,8 @@ def unseal(keys: Keys, token: str, asked: Asked, candidates: Sequence[Terms], no
         raise _not_ours() from None
     if key_id in keys.secrets:
         head = raw[: _HEAD.size]
-        before = _before_terms(keys, head, asked)
         for terms in candidates:
-            mac = _mac(keys, head, before, terms)
-            if hmac.compare_digest(mac, raw[_HEAD.size :]):
+            if hmac.compare_digest(_mac(keys, head, asked, terms), raw[_HEAD.size :]):
                 if expiry_s < now_s:
                     raise Problem("offer_expired", "This offer has expired: take a new one.")
                 return Opened(price_units, expiry_s, terms, hashlib.sha256(raw).digest())

@@ -12,7 +12,7 @@ import re
 import secrets
 from base64 import b64decode
 from binascii import b2a_base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from json import dumps, loads
 from operator import itemgetter
@@ -41,13 +41,13 @@ def answer(
     """
     form = _form(offers.Same(settings), asked.price_units, description, bool(extensions))
     tokens = offers.seal_each(keys, asked, form.covered, now_s + settings.server.offer_timeout_s)
-    parts = {
-        "target": _inside(asked.target.decode("ascii")),
-        "method": _inside(asked.method),
-        "extensions": extensions,
-        "id": request_id,
-        **dict(zip(form.tokens, tokens, strict=True)),
-    }
+    parts = (
+        _inside(asked.target.decode("ascii")),
+        _inside(asked.method),
+        extensions,
+        request_id,
+        *tokens,
+    )
     required = form.required.filled(parts).encode()
     body = form.body.filled(parts).encode()
     return form.lines % (b2a_base64(required, newline=False), len(body)), body
@@ -57,10 +57,10 @@ class _Text(NamedTuple):
     """A text with ``%s`` in its holes, and what finds the parts that go there."""
 
     text: str
-    parts: Callable[[Mapping[str, str]], Any]
+    chosen: Callable[[tuple[str, ...]], Any]
 
-    def filled(self, parts: Mapping[str, str]) -> str:
-        text: str = self.text % self.parts(parts)
+    def filled(self, parts: tuple[str, ...]) -> str:
+        text: str = self.text % self.chosen(parts)
         return text
 
 
@@ -69,8 +69,6 @@ class _Form(NamedTuple):
 
     covered: tuple[bytes, ...]
     """The terms of the offers, as their tokens cover them."""
-    tokens: tuple[str, ...]
-    """What the parts are called that are their tokens."""
     required: _Text
     """What PAYMENT-REQUIRED holds."""
     lines: bytes
@@ -94,36 +92,32 @@ def _form(same: offers.Same, price_units: int, description: str, extended: bool)
     problem.headers["Vary"] = "Accept"
     required = b64decode(problem.headers["PAYMENT-REQUIRED"]).decode()
     tokens = [offer["extra"]["offer"] for offer in loads(required)["accepts"]]
-    named = {
-        "/" + target: "target",
-        method: "method",
-        dumps(extensions): "extensions",
-        request_id: "id",
-        **{token: f"token {number}" for number, token in enumerate(tokens)},
-    }
+    # In the order in which ``answer`` has the true ones.
+    parts = ("/" + target, method, dumps(extensions), request_id, *tokens)
     _, fields, body = problem_answer(problem, request_id)
     variable = {b"payment-required": b"%b", b"content-length": b"%d"}
     return _Form(
         covered=tuple(
             map(offers.covered, offers.terms_for_call(settings, price_units, price_units))
         ),
-        tokens=tuple(named[token] for token in tokens),
-        required=_cut(required, named),
+        required=_cut(required, parts),
         lines=b"".join(
             b"%b: %b\r\n" % (name, variable.get(name) or value.replace(b"%", b"%%"))
             for name, value in fields
         ),
-        body=_cut(body.decode(), named),
+        body=_cut(body.decode(), parts),
     )
 
 
-def _cut(text: str, named: Mapping[str, str]) -> _Text:
-    """``text`` with holes where the ``named`` parts stand."""
-    pieces = re.split("(" + "|".join(map(re.escape, named)) + ")", text)
+def _cut(text: str, parts: tuple[str, ...]) -> _Text:
+    """``text`` with holes where the parts stand."""
+    pieces = re.split("(" + "|".join(map(re.escape, parts)) + ")", text)
     fixed = (piece.replace("%", "%%") for piece in pieces[::2])
-    return _Text("%s".join(fixed), itemgetter(*(named[part] for part in pieces[1::2])))
+    return _Text("%s".join(fixed), itemgetter(*map(parts.index, pieces[1::2])))
 
 
 def _inside(text: str) -> str:
     """Text as it stands between the quotes of a JSON string."""
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return text
     return dumps(text)[1:-1]
