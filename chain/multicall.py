@@ -8,11 +8,13 @@ says nothing about any of them: their logs do.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from chain.errors import Reverted, Unavailable
+from chain.errors import NodeError, Reverted, Unavailable
 from chain.eth import bytes_tail, read_string, selector, uint_word
+from chain.rpc import Rpc
 from wallet_auth.keys import address_word
 
 ADDRESS: Final = "0xca11bde05977b3631167028862be2a173976ca11"
@@ -47,6 +49,34 @@ def results(answer: bytes, count: int) -> list[tuple[bool, bytes]]:
     except (IndexError, ValueError) as error:
         raise Unavailable("rpc_bad_answer", f"aggregate3: {error}") from None
     return found
+
+
+def code_probe(addresses: Sequence[str]) -> bytes:
+    """Initialisation code whose "deployed code" is one byte an address: 1 where there is code.
+
+    Run by an ``eth_call`` without a receiver, which deploys nothing: one question for all.
+    """
+    probe = b"".join(
+        # PUSH20 address, EXTCODESIZE, ISZERO, ISZERO, PUSH2 i, MSTORE8
+        b"\x73" + bytes.fromhex(address[2:]) + b"\x3b\x15\x15\x61" + i.to_bytes(2, "big") + b"\x53"
+        for i, address in enumerate(addresses)
+    )
+    return probe + b"\x61" + len(addresses).to_bytes(2, "big") + b"\x60\x00\xf3"  # PUSH2 n, RETURN
+
+
+async def having_code(rpc: Rpc, addresses: Sequence[str]) -> list[bool]:
+    """Which of these addresses have code now. Raises ``Unavailable``."""
+    if len(addresses) < 3:
+        return [bool(await rpc.code(address)) for address in addresses]
+    probe = {"data": "0x" + code_probe(addresses).hex()}
+    try:
+        told = rpc.data(await rpc.call("eth_call", [probe, "latest"]))
+    except (NodeError, Reverted):
+        told = b""  # a node that does not run calls without a receiver
+    if len(told) != len(addresses) or any(byte > 1 for byte in told):
+        codes = await asyncio.gather(*(rpc.code(address) for address in addresses))
+        return [bool(code) for code in codes]
+    return [byte == 1 for byte in told]
 
 
 def refusal(returned: bytes) -> Reverted:

@@ -53,14 +53,13 @@ class Prepared:
 class Market:
     """What gas costs now (wei per gas), the next chain nonces by the nodes, and the newest block.
 
-    ``nonce`` counts what is in a pool, ``mined`` what is in a block; both are the larger of two
-    nodes' (where there are two): one that lags would have us reuse a nonce.
+    ``nonce`` counts what is in a pool and is the larger of two nodes' (where there are two): one
+    that lags would have us reuse a nonce.
     """
 
     base_wei: int
     tip_wei: int
     nonce: int
-    mined: int
     block_number: int
     block_s: int
 
@@ -80,11 +79,10 @@ class Market:
 
 async def market(rpc: Rpc, gas_account: str) -> Market:
     """Read what it takes to sign for a gas account now."""
-    block, tip, pending, mined = await asyncio.gather(
+    block, tip, pending = await asyncio.gather(
         rpc.call("eth_getBlockByNumber", ["latest", False]),
         rpc.call("eth_maxPriorityFeePerGas", []),
         rpc.call_each("eth_getTransactionCount", [gas_account, "pending"], 2),
-        rpc.call_each("eth_getTransactionCount", [gas_account, "latest"], 2),
     )
     if not isinstance(block, dict) or "baseFeePerGas" not in block:
         raise Unavailable("rpc_bad_answer", "the newest block has no base fee (EIP-1559)")
@@ -92,10 +90,15 @@ async def market(rpc: Rpc, gas_account: str) -> Market:
         rpc.quantity(block["baseFeePerGas"]),
         rpc.quantity(tip),
         max(rpc.quantity(nonce) for nonce in pending),
-        max(rpc.quantity(nonce) for nonce in mined),
         rpc.quantity(block.get("number")),
         rpc.quantity(block.get("timestamp")),
     )
+
+
+async def mined_count(rpc: Rpc, gas_account: str) -> int:
+    """How many transactions of an account are in blocks: the larger of two nodes' counts."""
+    counts = await rpc.call_each("eth_getTransactionCount", [gas_account, "latest"], 2)
+    return max(rpc.quantity(count) for count in counts)
 
 
 async def gas_limit(
@@ -252,7 +255,7 @@ async def wait(rpc: Rpc, tx_hash: str, timeout_s: int) -> Receipt | None:
     same as one that does not know yet.
     """
     deadline_ms = _now_ms() + timeout_s * 1_000
-    pause_ms = 20  # a local chain is done at once; a real one is asked a few times per block
+    pause_ms = 5  # a local chain is done at once; a real one is asked a few times per block
     longest_ms = min(max(rpc.network.finality.block_ms // 4, 100), 1_000)
     while True:
         left_ms = deadline_ms - _now_ms()

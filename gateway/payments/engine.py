@@ -37,6 +37,8 @@ from gateway.settings import Chain
 
 ROUND_S: Final = 6  # at least: from the simulation to a block
 _NO_MULTICALL_S: Final = 60
+_ESTIMATE_S: Final = 60  # how long an estimate is believed
+_BATCH_GAS: Final = 60_000  # of a batch beside its calls
 _REREAD_S: Final = 2  # how often to look whether a transaction was replaced
 
 
@@ -105,16 +107,20 @@ def _tell(batch: Sequence[Waiting], outcome: Handed | BaseException | None) -> N
 
 
 async def _gather(lane: Lane, chain: Chain) -> None:
-    """Wait for company, if it is likely to come: others are under way, or just were."""
+    """Wait for company, if it is likely to come: others are under way, or just were.
+
+    Until nobody has come for a fifth of the window, or it is over.
+    """
     loop = asyncio.get_running_loop()
     window_s = chain.settle_window_ms / 1_000
-    if not lane.in_flight and loop.time() > lane.last_sent_s + window_s:
+    if not lane.in_flight and loop.time() > lane.busy_s + window_s:
         return
     deadline_s = loop.time() + window_s
     while len(lane.queue) < chain.settle_batch:
         lane.arrived.clear()
+        quiet_s = loop.time() + window_s / 5
         try:
-            async with asyncio.timeout_at(deadline_s):
+            async with asyncio.timeout_at(min(deadline_s, quiet_s)):
                 await lane.arrived.wait()
         except TimeoutError:
             return
@@ -178,7 +184,7 @@ async def _send(rails: Rails, chain: Chain, lane: Lane, batch: list[Waiting]) ->
     """Simulate, claim, sign, store, hand over. Returns who is to be tried alone."""
     account = await gas.choose(rails, chain)
     rpc = rails.rpcs[chain.caip2]
-    ready = await _ready(rpc, account, batch)
+    ready = await _ready(rpc, lane, account, batch)
     if not ready.jobs:
         return ready.again
     fees = ready.now.fees(ready.gas_limit, gas.most_wei(chain))
@@ -205,8 +211,7 @@ async def _send(rails: Rails, chain: Chain, lane: Lane, batch: list[Waiting]) ->
     if prepared is None:
         return ready.again
     loop = asyncio.get_running_loop()
-    lane.last_sent_s = loop.time()
-    task = loop.create_task(_deliver(rails, rpc, prepared, mine))
+    task = loop.create_task(_deliver(rails, rpc, lane, prepared, mine))
     lane.in_flight.add(task)
     task.add_done_callback(lane.in_flight.discard)
     await _hand_over(rpc, prepared)
@@ -230,13 +235,13 @@ async def _hand_over(rpc: Rpc, prepared: Prepared) -> None:
         log.info("transaction %s: %s; it is looked at again", prepared.tx_hash, error)
 
 
-async def _ready(rpc: Rpc, account: GasAccount, batch: list[Waiting]) -> _Sendable:
+async def _ready(rpc: Rpc, lane: Lane, account: GasAccount, batch: list[Waiting]) -> _Sendable:
     """Ask the chain who of a batch would succeed now, and what that takes. The others are told."""
     unknown = [waiting for waiting in batch if not waiting.job.code_known]
     simulated, now, codes = await asyncio.gather(
-        _simulated(rpc, account, batch),
+        _simulated(rpc, lane, account, batch),
         sender.market(rpc, account.address),
-        asyncio.gather(*(rpc.code(waiting.job.payer) for waiting in unknown)),
+        multicall.having_code(rpc, [waiting.job.payer for waiting in unknown]),
     )
     with_code = [waiting for waiting, code in zip(unknown, codes, strict=True) if code]
     for waiting in with_code:
@@ -253,29 +258,44 @@ class _Simulated:
     gas_limit: int
 
 
-async def _simulated(rpc: Rpc, account: GasAccount, batch: list[Waiting]) -> _Simulated:
+async def _simulated(rpc: Rpc, lane: Lane, account: GasAccount, batch: list[Waiting]) -> _Simulated:
     """Who would succeed together, who is to be tried alone, and the gas of the first.
 
-    The estimate lets no call fail: where one may, a transaction that runs out of gas in the middle
-    passes for a success, and the estimate would be of that.
+    An estimate runs the batch a dozen times, so it is made once in a while. In between the batch is
+    run once, with the gas it is going to get, and each says whether that was enough for it.
     """
-    jobs = batch
+    if len(batch) < 2:
+        return await _simulated_alone(rpc, account, batch)
+    loop = asyncio.get_running_loop()
+    if loop.time() < lane.gas_each_s:
+        limit = _BATCH_GAS + len(batch) * lane.gas_each
+        return await _run_once(rpc, account, batch, limit)
+    jobs, unclear = batch, list[Waiting]()
     for _ in range(2):
-        if len(jobs) < 2:
-            return await _simulated_alone(rpc, account, jobs)
-        calls = [(waiting.job.call.to, waiting.job.call.data) for waiting in jobs]
-        strict = multicall.aggregate(calls, allow_failure=False)
-        most = len(jobs) * sender.MAX_GAS
         try:
-            to = multicall.ADDRESS
-            limit = await sender.gas_limit(rpc, account.address, to, strict, max_gas=most)
-            return _Simulated(jobs, [], limit)
+            limit = await _estimated(rpc, account, jobs)
         except Reverted:
-            jobs = await _succeeding(rpc, jobs)
+            found = await _run_once(rpc, account, jobs, len(jobs) * sender.MAX_GAS)
+            jobs, unclear = found.jobs, unclear + found.again
+            if len(jobs) < 2:
+                one = await _simulated_alone(rpc, account, jobs)
+                return _Simulated(one.jobs, unclear, one.gas_limit)
         except Rejected:
             break
+        else:
+            lane.gas_each, lane.gas_each_s = limit // len(jobs), loop.time() + _ESTIMATE_S
+            return _Simulated(jobs, unclear, limit)
     # What they do keeps changing under our hands: each by itself.
-    return _Simulated([], jobs, 0)
+    return _Simulated([], jobs + unclear, 0)
+
+
+async def _estimated(rpc: Rpc, account: GasAccount, jobs: list[Waiting]) -> int:
+    """The gas of a batch in which no call may fail: where one may, a transaction that runs out of
+    gas in the middle passes for a success, and the estimate would be of that."""
+    calls = [(waiting.job.call.to, waiting.job.call.data) for waiting in jobs]
+    data = multicall.aggregate(calls, allow_failure=False)
+    most = len(jobs) * sender.MAX_GAS
+    return await sender.gas_limit(rpc, account.address, multicall.ADDRESS, data, max_gas=most)
 
 
 async def _simulated_alone(rpc: Rpc, account: GasAccount, jobs: list[Waiting]) -> _Simulated:
@@ -290,25 +310,40 @@ async def _simulated_alone(rpc: Rpc, account: GasAccount, jobs: list[Waiting]) -
     return _Simulated(jobs, [], limit)
 
 
-async def _succeeding(rpc: Rpc, jobs: list[Waiting]) -> list[Waiting]:
-    """Those that would succeed one after the other; the rest are told why not."""
+async def _run_once(
+    rpc: Rpc, account: GasAccount, jobs: list[Waiting], gas_limit: int
+) -> _Simulated:
+    """Those that succeed one after the other with this much gas; the rest are told why not, but for
+    whom it may have been the gas: they are tried alone.
+
+    Leaving one out that fails changes nothing for the others: what it did is undone.
+    """
     calls = [(waiting.job.call.to, waiting.job.call.data) for waiting in jobs]
-    lenient = multicall.aggregate(calls, allow_failure=True)
+    call = {
+        "from": account.address,
+        "to": multicall.ADDRESS,
+        "data": "0x" + multicall.aggregate(calls, allow_failure=True).hex(),
+        "gas": hex(gas_limit),
+    }
     try:
-        answer = await rpc.eth_call(multicall.ADDRESS, lenient, "pending")
+        answer = rpc.data(await rpc.call("eth_call", [call, "pending"]))
     except Rejected:
-        return jobs
-    good = []
+        return _Simulated([], jobs, 0)
+    found = _Simulated([], [], gas_limit)
     outcomes = multicall.results(answer, len(jobs))
     for waiting, (succeeds, returned) in zip(jobs, outcomes, strict=True):
         if succeeds:
-            good.append(waiting)
-        else:
+            found.jobs.append(waiting)
+        elif returned:
             _tell([waiting], multicall.refusal(returned))
-    return good
+        else:
+            found.again.append(waiting)
+    return found
 
 
-async def _deliver(rails: Rails, rpc: Rpc, prepared: Prepared, jobs: list[Waiting]) -> None:
+async def _deliver(
+    rails: Rails, rpc: Rpc, lane: Lane, prepared: Prepared, jobs: list[Waiting]
+) -> None:
     """Wait for the transaction or what replaces it, and tell everybody who is in it."""
     receipt: Receipt | None = None
     try:
@@ -320,6 +355,7 @@ async def _deliver(rails: Rails, rpc: Rpc, prepared: Prepared, jobs: list[Waitin
     except (ChainError, DatabaseUnavailable, CommitUnknown) as error:
         log.info("transaction %s: %s; it is looked at again", prepared.tx_hash, error)
     finally:
+        lane.busy_s = asyncio.get_running_loop().time()
         tx_hash = prepared.tx_hash if receipt is None else receipt.tx_hash
         _tell(jobs, Handed(tx_hash, receipt))
 

@@ -182,14 +182,15 @@ async def tend(
         return False
     try:
         now = await sender.market(rpc, address)
+        mined = await sender.mined_count(rpc, address)
         overdue_after_ms = _overdue_ms(rpc, chain)
         async with rails.db.read() as tx:
             waiting = await nonces.open_of(tx, chain.caip2, address, _AT_ONCE)
             now_ms = await tx.now_ms()
         for each in waiting:
-            if each.nonce < now.mined:
+            if each.nonce < mined:
                 await _close(rails, rpc, each.newest)
-        later = [each for each in waiting if each.nonce >= now.mined]
+        later = [each for each in waiting if each.nonce >= mined]
         for each in later:
             age_ms = now_ms - each.newest_ms
             if age_ms >= patience_ms:

@@ -78,6 +78,9 @@ class Lane:
     runner: asyncio.Task[None] | None = None
     # Transactions without a receipt yet: the tasks that wait for them.
     in_flight: set[asyncio.Task[None]] = field(default_factory=set)
-    last_sent_s: float = float("-inf")  # of the event loop's clock
+    busy_s: float = float("-inf")  # when something was last under way, of the event loop's clock
+    # What a call in a batch may use, by the last estimate, and until when that is believed.
+    gas_each: int = 0
+    gas_each_s: float = float("-inf")
     # Until when this network is known to have no Multicall3, same clock.
     no_multicall_s: float = float("-inf")

@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from tests.bench import figures, flat, peers, pg
+from tests.bench import buy, figures, flat, peers, pg
 from tests.bench.report import Run, markdown
 from tests.bench.run import BenchFault, need_wrk
 from tests.soak.postgres import PostgresMissing
@@ -25,6 +25,8 @@ FIGURES: dict[str, Callable[[Run], None]] = {
     "hot": figures.hot,
     "start": figures.start,
     "peer": peers.peers,
+    "buy": buy.buy,
+    "gas": buy.gas,
     "flat": flat.flat,
 }
 LONG = {"flat"}  # takes minutes: only by name or with --all
@@ -38,6 +40,8 @@ MEASURED_BY = {
     "P-hot": "hot",
     "P-start": "start",
     "P-peer": "peer",
+    "P-buy": "buy",
+    "P-gas": "gas",
     "P-flat": "flat",
 }
 

@@ -23,7 +23,7 @@ function done(summary, latency, _)
   for _, thread in ipairs(threads) do out_of = out_of + thread:get("ran_out") end
   local e = summary.errors
   io.write(string.format(
-    '{"requests": %d, "duration_us": %d, "p50_us": %d, "p99_us": %d, "non_2xx": %d, "errors": %d, "ran_out": %d}\n',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
+    '{"requests": %d, "duration_us": %d, "p50_us": %d, "p99_us": %d, "p95_us": %d, "non_2xx": %d, "errors": %d, "ran_out": %d}\n',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), latency:percentile(95),
     e.status, e.connect + e.read + e.write + e.timeout, out_of))
 end

@@ -43,6 +43,7 @@ class Load:
     p99_ms: float
     cpu_us: float
     """CPU time of the server process for one request."""
+    p95_ms: float = 0
 
 
 class BenchFault(Exception):  # noqa: N818
@@ -166,6 +167,7 @@ def load(
         p50_ms=seen["p50_us"] / 1000,
         p99_ms=seen["p99_us"] / 1000,
         cpu_us=spent / seen["requests"] * 1e6,
+        p95_ms=seen["p95_us"] / 1000,
     )
 
 
@@ -173,7 +175,7 @@ def median(loads: Sequence[Load]) -> Load:
     return Load(
         *(
             statistics.median(getattr(one, name) for one in loads)
-            for name in ("per_s", "p50_ms", "p99_ms", "cpu_us")
+            for name in ("per_s", "p50_ms", "p99_ms", "cpu_us", "p95_ms")
         )
     )
 

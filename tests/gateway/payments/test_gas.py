@@ -291,16 +291,16 @@ async def test_what_is_in_a_block_is_closed_with_its_cost(desk: Desk, still: Dev
 @pytest.mark.parametrize("cap_wei", [None, 10**12])
 def test_a_replacement_offers_an_eighth_more_or_the_price_of_now(cap_wei: int | None) -> None:
     old = Fees(100, 800, 80, 7)
-    cheap, dear = (Market(base, tip, 9, 9, 1, 1) for base, tip in ((10, 5), (1_000, 500)))
+    cheap, dear = (Market(base, tip, 9, 1, 1) for base, tip in ((10, 5), (1_000, 500)))
     assert sender.raised(old, cheap, cap_wei) == Fees(100, 901, 91, 7)
     assert sender.raised(old, dear, cap_wei) == Fees(100, 2_500, 500, 7)
 
 
 def test_a_replacement_stays_under_the_cap_or_is_none() -> None:
-    old, now = Fees(100, 800, 80, 7), Market(1_000, 5, 9, 9, 1, 1)
+    old, now = Fees(100, 800, 80, 7), Market(1_000, 5, 9, 1, 1)
     assert sender.raised(old, now, 950) == Fees(100, 950, 91, 7)
     assert sender.raised(old, now, 900) is None
-    assert sender.raised(Fees(1, 10, 10, 0), Market(1, 50, 0, 0, 1, 1), 40) is None
+    assert sender.raised(Fees(1, 10, 10, 0), Market(1, 50, 0, 1, 1), 40) is None
 
 
 # --- which account, and how much ------------------------------------------------------------------
