@@ -14,6 +14,7 @@ from gateway.errors import CODES, Problem
 from gateway.payments import offers
 from gateway.payments.journal import AuthKey
 from gateway.payments.lane import Lane
+from gateway.payments.together import Together
 from gateway.payments.wire import Presented
 from gateway.settings import Chain, Settings
 
@@ -28,6 +29,8 @@ class Rails:
     rpcs: Mapping[str, Rpc]  # by CAIP-2
     # What waits for its transaction in this process, by CAIP-2; made when first used.
     lanes: dict[str, Lane] = field(default_factory=dict)
+    # Payments that end at the same time are written at the same time.
+    endings: Together = field(default_factory=Together)
     # Payments being settled by this process, so that a repeat waits for the one that runs.
     settling: dict[AuthKey, asyncio.Future[None]] = field(default_factory=dict)
 

@@ -28,7 +28,7 @@ from gateway.db import CommitUnknown, Database, DatabaseUnavailable, Tx, transac
 from gateway.errors import Problem
 from gateway.ledger import read
 from gateway.observe import log
-from gateway.payments import engine, from_credits, gas, journal, offers, recover
+from gateway.payments import engine, from_credits, gas, journal, offers, recover, together
 from gateway.payments.journal import AuthKey, Claim, Payment
 from gateway.payments.lane import Begun, Handed, Job
 from gateway.payments.methods import METHODS, Spent
@@ -36,7 +36,7 @@ from gateway.payments.nonces import Call
 from gateway.payments.order import CameWith, Order, asset_of, order_of
 from gateway.payments.rails import Rails, refused
 from gateway.payments.wire import Presented
-from gateway.settings import Settings
+from gateway.settings import Chain, Settings
 
 # Longer than any request waits, so that a live one is never overtaken by the background loop.
 LEASE_MARGIN_MS: Final = 10_000
@@ -78,10 +78,8 @@ async def pay(
             # claimed anything and this one asks for itself.
             await asyncio.shield(running)
             continue
-        order = order_of(rails, presented, came, await _now_s(rails.db))
-        if came.purpose == offers.CALL:
-            await _not_frozen(rails.db, auth.from_)
-        await _may_settle(rails, order)
+        now_s = await _may_pay(rails, chain, auth.from_, came.purpose)
+        order = order_of(rails, presented, came, now_s)
         if key in rails.settling:
             continue
         running = rails.settling[key] = asyncio.get_running_loop().create_future()
@@ -94,25 +92,24 @@ async def pay(
             return first
 
 
-async def _not_frozen(db: Database, payer: str) -> None:
-    """Take no money for a call that cannot run."""
-    async with db.read() as tx:
-        account_id = await wallets.find(tx, payer)
+async def _may_pay(rails: Rails, chain: Chain, payer: str, purpose: str) -> int:
+    """The time in seconds, if money may be taken: not for a call that cannot run, and not from a
+    wallet whose settlements just failed. Raises ``Problem``; nothing was sent."""
+    async with rails.db.read() as tx:
+        now_ms = await tx.now_ms()
+        blocked = await gas.payer_is_blocked(tx, chain, payer, now_ms)
+        account_id = await wallets.find(tx, payer) if purpose == offers.CALL else None
         seen = None if account_id is None else await read.account(tx, account_id)
     if seen is not None and (seen.frozen or seen.debt_units):
         raise Problem("account_frozen", "This account cannot spend now; nothing was sent.")
-
-
-async def _may_settle(rails: Rails, order: Order) -> None:
-    async with rails.db.read() as tx:
-        now_ms = await tx.now_ms()
-        if await gas.payer_is_blocked(tx, order.chain, order.auth.from_, now_ms):
-            raise Problem(
-                "rate_limited",
-                "Payments of this wallet failed on chain a moment ago; nothing was sent. "
-                "Try again in an hour.",
-                headers={"Retry-After": "3600"},
-            )
+    if blocked:
+        raise Problem(
+            "rate_limited",
+            "Payments of this wallet failed on chain a moment ago; nothing was sent. Try again "
+            "in an hour.",
+            headers={"Retry-After": "3600"},
+        )
+    return now_ms // 1_000
 
 
 async def _now_s(db: Database) -> int:
@@ -336,7 +333,7 @@ async def _finish(
     async def work(tx: Tx) -> tuple[Payment, ledger.Outcome | None]:
         return await journal.finish(tx, payment.id, transfer, await tx.now_ms(), hold)
 
-    return await transact(rails.db, work)
+    return await together.write(rails.endings, rails.db, work)
 
 
 async def _let_go(rails: Rails, payment: Payment) -> None:

@@ -109,7 +109,8 @@ async def test_one_payment_at_two_nodes_at_once(
 async def test_many_wallets_pay_at_two_nodes_at_once(
     launch: Launch, chain_session: Devnet, target: str
 ) -> None:
-    """One settler key behind two processes: every transaction gets a chain nonce of its own."""
+    """One settler key behind two processes: every transaction, of one payment or of several, gets a
+    chain nonce of its own."""
     from tests.e2e.wallet import new_wallet
 
     one = launch("postgres")
@@ -127,7 +128,6 @@ async def test_many_wallets_pay_at_two_nodes_at_once(
         )
     assert [answer.status_code for answer in answers] == [200] * 16
     hashes = {decode(answer.headers["payment-response"])["transaction"] for answer in answers}
-    assert len(hashes) == 16
     assert one.received() == 16 * PRICE_UNITS
     nonces = one.rows("SELECT nonce FROM chain_nonce ORDER BY nonce")
-    assert [row["nonce"] for row in nonces] == list(range(16))
+    assert [row["nonce"] for row in nonces] == list(range(len(hashes)))
