@@ -184,6 +184,9 @@ async def tend(
         now = await sender.market(rpc, address)
         mined = await sender.mined_count(rpc, address)
         overdue_after_ms = _overdue_ms(rpc, chain)
+        async with rails.db.write() as tx:
+            # What was in a block that is no longer part of the chain is looked after again.
+            await nonces.reopen(tx, chain.caip2, address, mined)
         async with rails.db.read() as tx:
             waiting = await nonces.open_of(tx, chain.caip2, address, _AT_ONCE)
             now_ms = await tx.now_ms()

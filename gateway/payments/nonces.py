@@ -215,5 +215,16 @@ async def close(tx: Tx, of: Prepared, cost_gwei: int | None, now_ms: int) -> Non
     )
 
 
+async def reopen(tx: Tx, network: str, gas_account: str, mined: int) -> None:
+    """The chain has used no nonce from ``mined`` on, whatever it said before."""
+    await tx.execute(
+        "UPDATE chain_nonce SET done_ms = NULL WHERE network = $1 AND sender = $2 AND nonce >= $3"
+        " AND done_ms IS NOT NULL",
+        network,
+        gas_account,
+        mined,
+    )
+
+
 def _prepared(row: Row) -> Prepared:
     return Prepared(row["network"], row["sender"], row["nonce"], bytes(row["raw"]), row["tx_hash"])

@@ -12,7 +12,7 @@ from anvil.devnet import Account, Devnet, running
 from chain import sender
 from chain.errors import Unavailable
 from chain.sender import Fees, Market
-from gateway.payments import engine, gas
+from gateway.payments import engine, gas, nonces
 from gateway.payments.lane import Handed, Job
 from gateway.payments.recover import recover
 from gateway.payments.x402 import refused
@@ -283,6 +283,25 @@ async def test_what_is_in_a_block_is_closed_with_its_cost(desk: Desk, still: Dev
         row = await tx.fetchrow("SELECT done_ms, cost_gwei FROM chain_nonce")
     assert row is not None and row["done_ms"] is not None
     assert row["cost_gwei"] == -(-wei // GWEI)
+
+
+async def test_a_transaction_whose_block_is_gone_is_sent_again(desk: Desk, still: Devnet) -> None:
+    """It was in a block, nobody minted yet, and the chain forgot the block and the transaction."""
+    (job,) = await pending(desk, still.accounts[0])
+    (sent,) = await desk.sent_for(job)
+    still.rpc("anvil_dropTransaction", sent.tx_hash)
+    snapshot = still.rpc("evm_snapshot")
+    await tend(desk)
+    still.mine()
+    await tend(desk)  # closed
+    async with desk.rails.db.read() as tx:
+        assert not await nonces.open_of(tx, NETWORK.caip2, still.settler.address, 9)
+    assert still.rpc("evm_revert", snapshot) is True
+    assert still.rpc("eth_getTransactionByHash", sent.tx_hash) is None
+    assert await look(desk, job) == "processing"
+    still.mine()
+    assert await look(desk, job) == "succeeded"
+    assert [ref for ref, _, _ in await desk.minted()] == [sent.tx_hash]
 
 
 # --- fees -----------------------------------------------------------------------------------------
