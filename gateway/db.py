@@ -12,7 +12,7 @@ No network call may be awaited while a ``write()`` is open (house rules, money r
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -165,6 +165,11 @@ class Database:
         raise NotImplementedError
         yield  # type: ignore[unreachable]  # makes it the generator the decorator needs
 
+    def write_hot(self) -> AbstractAsyncContextManager[Tx]:
+        """``write`` for the one task of a process that writes all the time: it has a connection
+        of its own where that is worth it. Its statements must be look-ups by key."""
+        return self.write()
+
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Tx]:
         """A consistent snapshot that writes nothing."""
@@ -176,14 +181,16 @@ class Database:
         raise NotImplementedError
 
 
-async def transact(db: Database, work: Callable[[Tx], Awaitable[T]], *, tries: int = 4) -> T:
+async def transact(
+    db: Database, work: Callable[[Tx], Awaitable[T]], *, tries: int = 4, hot: bool = False
+) -> T:
     """Run ``work`` in a write transaction, again when another one got there first.
 
     ``work`` must do nothing but use its ``Tx``: it may run more than once.
     """
     for attempt in range(1, tries + 1):
         try:
-            async with db.write() as tx:
+            async with db.write_hot() if hot else db.write() as tx:
                 return await work(tx)
         except WriteConflict as error:
             if attempt == tries:

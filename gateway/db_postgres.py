@@ -6,9 +6,9 @@ The only module that knows asyncpg. COMMIT is believed only when the server says
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from gateway.db import (
     APPLICATION,
@@ -26,12 +26,31 @@ from gateway.observe import log
 if TYPE_CHECKING:
     import asyncpg
 
+    _Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy | asyncpg.Connection
+
+
+# A transaction that hangs would hold account rows and hide ids from the sweeper.
+_SETTINGS: Final = {
+    "application_name": APPLICATION,
+    "statement_timeout": "5000",
+    "idle_in_transaction_session_timeout": "5000",
+}
+# The writer's own connection asks for nothing but keys, thousands of times a second. Planning each
+# time would cost more than running; a plan from when the tables were empty would read them whole.
+_HOT_SETTINGS: Final = _SETTINGS | {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
+
 
 class _PostgresTx(Tx):
     dialect: Dialect = "postgres"
     for_update = " FOR UPDATE"
 
-    def __init__(self, connection: asyncpg.pool.PoolConnectionProxy) -> None:
+    def __init__(self, connection: _Connection) -> None:
         super().__init__()
         self._connection = connection
 
@@ -73,7 +92,7 @@ def _outages() -> tuple[type[Exception], ...]:
     )
 
 
-async def _roll_back(connection: asyncpg.pool.PoolConnectionProxy) -> None:
+async def _roll_back(connection: _Connection) -> None:
     """Never raises: what made us roll back is what the caller must hear of."""
     import asyncpg
 
@@ -85,7 +104,7 @@ async def _roll_back(connection: asyncpg.pool.PoolConnectionProxy) -> None:
             connection.terminate()  # which rolls back as well
 
 
-async def _commit(connection: asyncpg.pool.PoolConnectionProxy) -> None:
+async def _commit(connection: _Connection) -> None:
     if connection.is_closed():
         raise DatabaseUnavailable("the connection was lost before COMMIT")
     try:
@@ -129,6 +148,23 @@ async def _stands(url: str, insert: str, params: Sequence[Any]) -> bool:
                 connection.terminate()  # which rolls back
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """What asyncpg says, in the words of ``gateway/db.py``."""
+    import asyncpg
+
+    try:
+        yield
+    except (*_outages(), asyncpg.TooManyConnectionsError) as error:
+        raise DatabaseUnavailable(f"the database did not answer: {error}") from error
+    except (
+        asyncpg.UniqueViolationError,
+        asyncpg.DeadlockDetectedError,
+        asyncpg.SerializationError,
+    ) as error:
+        raise WriteConflict(str(error)) from error
+
+
 def _dsn(url: str) -> str:
     return url.replace("postgres://", "postgresql://", 1)
 
@@ -141,6 +177,8 @@ class PostgresDatabase(Database):
         self._dsn = _dsn(url)
         self._wait_s = wait_s
         self._pool = pool
+        self._hot: asyncpg.Connection | None = None
+        self._hot_lock = asyncio.Lock()
 
     @classmethod
     async def open(cls, url: str, wait_s: float) -> PostgresDatabase:
@@ -153,35 +191,36 @@ class PostgresDatabase(Database):
                 max_size=8,
                 timeout=wait_s,
                 command_timeout=30,
-                # A transaction that hangs would hold account rows and hide ids from the sweeper.
-                server_settings={
-                    "application_name": APPLICATION,
-                    "statement_timeout": "5000",
-                    "idle_in_transaction_session_timeout": "5000",
-                },
+                server_settings=_SETTINGS,
             )
         except (OSError, asyncpg.PostgresError, TimeoutError) as error:
             raise DatabaseUnavailable(f"cannot reach the database: {error}") from error
         return cls(url, wait_s, pool)
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
-        import asyncpg
-
-        try:
+    async def _connection(self) -> AsyncIterator[_Connection]:
+        with _told():
             connection = await self._pool.acquire(timeout=self._wait_s)
             try:
                 yield connection
             finally:
                 await self._release(connection)
-        except (*_outages(), asyncpg.TooManyConnectionsError) as error:
-            raise DatabaseUnavailable(f"the database did not answer: {error}") from error
-        except (
-            asyncpg.UniqueViolationError,
-            asyncpg.DeadlockDetectedError,
-            asyncpg.SerializationError,
-        ) as error:
-            raise WriteConflict(str(error)) from error
+
+    @asynccontextmanager
+    async def _hot_connection(self) -> AsyncIterator[_Connection]:
+        """Kept open, and not reset between two uses as the pool does: that is a round trip."""
+        import asyncpg
+
+        with _told():
+            async with self._hot_lock:
+                if self._hot is None or self._hot.is_closed():
+                    self._hot = await asyncpg.connect(
+                        self._dsn,
+                        timeout=self._wait_s,
+                        command_timeout=30,
+                        server_settings=_HOT_SETTINGS,
+                    )
+                yield self._hot
 
     async def _release(self, connection: asyncpg.pool.PoolConnectionProxy) -> None:
         """Hand a connection back. The transaction has ended by now, however it did: a line that
@@ -196,21 +235,30 @@ class PostgresDatabase(Database):
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Tx]:
-        async with self._connection() as connection:
-            await connection.execute("BEGIN")
-            tx = _PostgresTx(connection)
-            try:
-                yield tx
-            except BaseException:
-                await _roll_back(connection)
-                raise
-            try:
-                await _commit(connection)
-            except CommitUnknown as error:
-                await self._ask(tx, error)
-            # It stands from here on, even if handing the connection back is cancelled.
-            for call in tx._after_commit:
-                call()
+        async with self._connection() as connection, self._transaction(connection) as tx:
+            yield tx
+
+    @asynccontextmanager
+    async def write_hot(self) -> AsyncIterator[Tx]:
+        async with self._hot_connection() as connection, self._transaction(connection) as tx:
+            yield tx
+
+    @asynccontextmanager
+    async def _transaction(self, connection: _Connection) -> AsyncIterator[Tx]:
+        await connection.execute("BEGIN")
+        tx = _PostgresTx(connection)
+        try:
+            yield tx
+        except BaseException:
+            await _roll_back(connection)
+            raise
+        try:
+            await _commit(connection)
+        except CommitUnknown as error:
+            await self._ask(tx, error)
+        # It stands from here on, even if handing the connection back is cancelled.
+        for call in tx._after_commit:
+            call()
 
     async def _ask(self, tx: Tx, lost: CommitUnknown) -> None:
         """Returns if the transaction stands after all."""
@@ -237,9 +285,14 @@ class PostgresDatabase(Database):
     async def close(self) -> None:
         try:
             async with asyncio.timeout(self._wait_s):
+                async with self._hot_lock:
+                    if self._hot is not None:
+                        await self._hot.close()
                 await self._pool.close()
         except TimeoutError:  # somebody is still in a transaction, or the line is dead
             self._pool.terminate()
+            if self._hot is not None:
+                self._hot.terminate()
 
 
 async def single(url: str) -> asyncpg.Connection:

@@ -17,7 +17,7 @@ from gateway.ledger.steps import Mint, Outcome, Step
 async def apply(
     tx: Tx,
     steps: Sequence[Step],
-    now_ms: int,
+    now_ms: int | None,
     *,
     ids: IdBlocks | None = None,
     writer: int = 0,
@@ -27,7 +27,8 @@ async def apply(
     """Apply ``steps`` in order inside ``tx`` and return what became of each.
 
     All of them stand or fall with the transaction; a refused one changes nothing. Tell nobody an
-    outcome before the transaction has been committed. ``now_ms`` is the database's clock.
+    outcome before the transaction has been committed. ``now_ms`` is the database's clock; None: it
+    is read here, where it costs least.
     ``writer`` owns the rows of the house's balances that are written; 0 is shared by all who
     write rarely. ``chain`` is where the batch is hashed into (``chain.py``); None: the shared one.
     ``as_new``: take it that no request is a repeat, as the keys of the tables will
@@ -39,7 +40,10 @@ async def apply(
     by = _By(ids, writer, chain)
     try:
         outcomes = await _apply_as_new(tx, steps, now_ms, by) if as_new else None
-        return await _apply(tx, steps, now_ms, by) if outcomes is None else outcomes
+        if outcomes is None:
+            now_ms = await tx.now_ms() if now_ms is None else now_ms
+            outcomes = await _apply(tx, steps, now_ms, by)
+        return outcomes
     except BaseException:
         # What is in memory is half decided. The caller could go on and commit something else.
         if tx.under_lock is not None:
@@ -62,7 +66,7 @@ class _By(NamedTuple):
 
 
 async def _apply_as_new(
-    tx: Tx, steps: Sequence[Step], now_ms: int, by: _By
+    tx: Tx, steps: Sequence[Step], now_ms: int | None, by: _By
 ) -> list[Outcome] | None:
     """None: nothing was written, and whether one of them is a repeat has to be looked up.
 
@@ -78,7 +82,9 @@ async def _apply_as_new(
     except LedgerFault:
         store.forget(tx, book)
         return None
-    if len(book.new_holds) + len(book.new_transfers) < len(steps):
+    ordinary = len(book.new_holds) + len(book.new_transfers) == len(steps)
+    # Less than nothing held: one of them closes a hold that is closed.
+    if not ordinary or any(account.held < 0 for account in book.accounts.values()):
         store.forget(tx, book)
         return None
     await save(tx, book, by.writer, by.chain)

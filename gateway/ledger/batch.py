@@ -131,7 +131,7 @@ class Writer:
             return await apply(
                 tx,
                 steps,
-                await tx.now_ms(),
+                None,
                 ids=self._ids,
                 writer=self.id,
                 chain=self._chain or await self._new_chain(tx),
@@ -139,7 +139,7 @@ class Writer:
             )
 
         try:
-            outcomes = await transact(self._db, work)
+            outcomes = await transact(self._db, work, hot=True)
         except CommitUnknown:
             self._chain = None  # it may or may not have moved on
             raise

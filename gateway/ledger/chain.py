@@ -25,7 +25,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from gateway.db import Row, Tx
 from gateway.ledger.book import Book, LedgerFault
@@ -90,29 +90,32 @@ def _maybe(text: str | None) -> str:
     return "" if text is None else f"={text}"
 
 
-async def append(tx: Tx, book: Book, chain: Chain | None) -> None:
-    """Write the batch of a book, if it has anything. ``chain`` None: the shared one."""
-    if not book.new_holds and not book.new_transfers:
-        return
+async def make(tx: Tx, book: Book, chain: Chain | None) -> tuple[Any, ...]:
+    """The batch of a book as a row (``BATCH``) to be written. ``chain`` None: the shared one."""
     if chain is None:
         writer, n, prev = SHARED, *await _shared_head(tx)
     else:
         writer, n, prev = chain.writer, chain.n, chain.hash
     n += 1
-    transfers = book.new_transfers
+    transfers = sorted(book.new_transfers)
     closed = [row.id for row in transfers if row.kind in CLOSES]
-    ids = book.taken
-    numbers = (writer, n, ids.start, ids.stop, book.now_ms)
-    made = digest(prev, numbers, book.new_holds, sorted(transfers))
-    packed = struct.pack(f">{len(closed)}q", *sorted(closed))
-    await tx.execute(_INSERT, writer, n, ids.start, ids.stop, packed, book.now_ms, prev, made)
-    tx.marked_by(_INSERT, writer, n, ids.start, ids.stop, b"", book.now_ms, prev, b"")
+    first, end, at_ms = book.taken.start, book.taken.stop, book.now_ms
+    made = digest(prev, (writer, n, first, end, at_ms), book.new_holds, transfers)
+    packed = struct.pack(f">{len(closed)}q", *closed)
+    tx.marked_by(_INSERT, writer, n, first, end, b"", at_ms, prev, b"")
     if chain is not None:
 
         def advance() -> None:
             chain.n, chain.hash = n, made
 
         tx.after_commit(advance)
+    return (writer, n, first, end, packed, at_ms, prev, made)
+
+
+async def append(tx: Tx, book: Book, chain: Chain | None) -> None:
+    """Write the batch of a book, if it has anything."""
+    if book.new_holds or book.new_transfers:
+        await tx.execute(_INSERT, *await make(tx, book, chain))
 
 
 async def _shared_head(tx: Tx) -> tuple[int, bytes]:

@@ -8,9 +8,9 @@ from operator import attrgetter
 from typing import Final
 
 from gateway.db import Tx
-from gateway.ledger import rare
+from gateway.ledger import rare, save_postgres
 from gateway.ledger.book import Book, LedgerFault
-from gateway.ledger.chain import Chain, append
+from gateway.ledger.chain import Chain, append, make
 from gateway.ledger.rows import ACCOUNT, HOLD, LOT, PIN, TRANSFER, columns, insert
 
 # A hold is seldom of a run or of a payment, a transfer seldom has a reason. sqlite3 takes its time
@@ -38,6 +38,9 @@ _changing_lot: Final = attrgetter(*_CHANGING_LOT)
 
 async def save(tx: Tx, book: Book, writer: int, chain: Chain | None) -> None:
     """Write the book back. Raises ``LedgerFault`` if a row is not as we read it."""
+    if tx.dialect == "postgres" and _is_spending(book):
+        await _save_spending(tx, book, writer, chain)
+        return
     if book.new_holds:
         await _save_holds(tx, book)
     if book.new_aliases:
@@ -51,13 +54,7 @@ async def save(tx: Tx, book: Book, writer: int, chain: Chain | None) -> None:
     if book.rare is not None:
         await rare.save(tx, book, book.rare)
     if book.new_answers:
-        await tx.executemany(
-            _INSERT_ANSWER,
-            [
-                (hold_id, a.status, _headers_text(a.headers), a.body, book.now_ms)
-                for hold_id, a in book.new_answers
-            ],
-        )
+        await tx.executemany(_INSERT_ANSWER, _answers(book))
     await _save_accounts(tx, book)
     await _save_house(tx, book, writer)
     await append(tx, book, chain)
@@ -84,6 +81,13 @@ async def _save_transfers(tx: Tx, book: Book) -> None:
         await tx.executemany(_INSERT_SHORT_TRANSFER, short)
     if full:
         await tx.executemany(_INSERT_TRANSFER, full)
+
+
+def _answers(book: Book) -> list[tuple[int, int, str, bytes | None, int]]:
+    return [
+        (hold_id, a.status, _headers_text(a.headers), a.body, book.now_ms)
+        for hold_id, a in book.new_answers
+    ]
 
 
 @lru_cache(maxsize=1_024)
@@ -149,6 +153,30 @@ class _Update:
 
 _SPENT: Final = _Update(_SPENDING)
 _CHANGED: Final = _Update(_CHANGING)
+_SAVE_SPENDING: Final = save_postgres.statement(_SPENDING)
+
+
+def _has_more(book: Book) -> bool:
+    """Whether other columns of an account than ``_SPENDING`` may have changed."""
+    return bool(book.lots or book.pins) or book.rare is not None
+
+
+def _is_spending(book: Book) -> bool:
+    written = bool(book.new_holds or book.new_transfers)
+    return written and not (_has_more(book) or book.new_aliases or book.new_mints)
+
+
+async def _save_spending(tx: Tx, book: Book, writer: int, chain: Chain | None) -> None:
+    touched = [a for a in book.accounts.values() if a.touched]
+    batch = await make(tx, book, chain)
+    # In the order of their ids: two that update the same accounts must not wait for each other.
+    accounts = sorted(map(_SPENT.values, touched))
+    values = save_postgres.parameters(accounts, book, _answers(book), batch, writer)
+    if await tx.fetchval(_SAVE_SPENDING, *values) != len(touched):
+        raise LedgerFault("an account changed under our lock")
+    for account in touched:
+        account.touched = False
+        account.ver += 1
 
 
 async def _save_accounts(tx: Tx, book: Book) -> None:
@@ -156,7 +184,7 @@ async def _save_accounts(tx: Tx, book: Book) -> None:
     if not touched:
         return
     # Absolute values are safe only because the row is still the one we read: ver says so.
-    update = _CHANGED if book.lots or book.pins or book.rare is not None else _SPENT
+    update = _CHANGED if _has_more(book) else _SPENT
     values = map(update.values, touched)
     if tx.dialect == "postgres":
         count = await tx.execute(update.postgres, *map(list, zip(*values, strict=True)))

@@ -30,16 +30,18 @@ from gateway.ledger.steps import NEVER, Close, Hold, HoldRow, Mint, Step
 # Made once: these stand in every batch.
 _SELECT_ACCOUNTS: Final = f"SELECT {columns(ACCOUNT)} FROM account WHERE id {{any}} ORDER BY id"  # noqa: S608
 
+_LOCK_ACCOUNTS: Final = (
+    f"WITH a AS MATERIALIZED ({_SELECT_ACCOUNTS} FOR UPDATE) SELECT {columns(ACCOUNT)},"  # noqa: S608
+    " (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM a"
+)
 
-async def load_accounts(tx: Tx, steps: Sequence[Step], now_ms: int) -> Book | None:
+
+async def load_accounts(tx: Tx, steps: Sequence[Step], now_ms: int | None) -> Book | None:
     """Only the accounts: no look at what the database knows of these requests.
 
     Enough where the steps are ordinary spending and every one of them turns out to be new: the
     keys of ``hold`` and ``transfer`` say so when they are written. None: this is not so simple.
     """
-    if tx.under_lock is None:
-        return None
-    book = Book(now_ms)
     ids = set()
     for step in steps:
         if isinstance(step, Close) and not step.if_lapsed:
@@ -48,12 +50,21 @@ async def load_accounts(tx: Tx, steps: Sequence[Step], now_ms: int) -> Book | No
             ids.add(step.account_id)
         else:
             return None
-    await _load_accounts(tx, book, ids)
+    book = Book(0)
+    if tx.dialect == "postgres":
+        rows = await tx.fetch_any(_LOCK_ACCOUNTS, sorted(ids))
+        book.accounts = {row[0]: AccountState(*row[:-1]) for row in rows}
+        # Each row's is from after the wait for it.
+        clock_ms = max((row[-1] for row in rows), default=0)
+        book.now_ms = clock_ms if now_ms is None else now_ms
+    else:
+        await _load_accounts(tx, book, ids)
+        book.now_ms = await tx.now_ms() if now_ms is None else now_ms
     accounts = book.accounts
     if len(accounts) < len(ids):
         return None
     for account in accounts.values():
-        if account.next_expiry_ms <= now_ms:
+        if account.next_expiry_ms <= book.now_ms:
             return None
     for step in steps:
         if isinstance(step, Close) and step.hold.epoch != accounts[step.hold.account_id].epoch:

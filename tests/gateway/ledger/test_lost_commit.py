@@ -28,12 +28,13 @@ class Line:
     """A line to PostgreSQL on which a COMMIT is lost: on the way there, or its answer.
 
     ``server_side``: the server does not notice until it is set that its client is gone.
-    ``closed``: nobody gets through any more.
+    ``close_then``: from then on nobody gets through, until ``closed`` is taken back.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.target = target
         self.lose: str | None = None
+        self.close_then = False
         self.closed = False
         self.lost = 0
         self.server_side = asyncio.Event()
@@ -56,7 +57,7 @@ class Line:
                     if self.lose == "the answer":
                         up_writer.write(data)
                         await up_reader.readuntil(b"COMMIT")
-                    self.lose, self.lost = None, self.lost + 1
+                    self.lose, self.lost, self.closed = None, self.lost + 1, self.close_then
                     writer.close()
                     await self.server_side.wait()
                     return
@@ -179,7 +180,7 @@ async def test_what_cannot_be_asked_stays_unknown(
     monkeypatch.setattr(db_postgres, "ASK_S", 0.5)
     account = await open_account(postgres)
     await minted(postgres, mint(account, 10, "a"))
-    line.lose, line.closed = lose, True
+    line.lose, line.close_then = lose, True
     (told,) = await ask(writer, hold(account, "r1", 3))
     assert isinstance(told, CommitUnknown)
     line.closed = False
