@@ -23,6 +23,7 @@ from gateway import cache, ledger
 from gateway.accounts import routes as account_routes
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.errors import Problem
+from gateway.facilitator import routes as facilitator_routes
 from gateway.fields import values
 from gateway.limits import Limits, client_of
 from gateway.middleware import Outgoing, edge
@@ -209,6 +210,7 @@ def build(node: Node) -> ASGIApp:
             Route("/readyz", readyz),
             *account_routes.ROUTES,
             *payment_routes.ROUTES,
+            *facilitator_routes.ROUTES,
             *request_routes.ROUTES,
             *web_routes.ROUTES,
         ]

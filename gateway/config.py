@@ -24,17 +24,32 @@ from pydantic_core import ErrorDetails
 
 from chain.networks import NETWORKS
 from gateway import config_rules as rules
-from gateway.settings import Chain, Credits, Section, Server, Settings, Stripe, Upstream
+from gateway.settings import (
+    Chain,
+    Credits,
+    Facilitator,
+    Section,
+    Server,
+    Settings,
+    Stripe,
+    Upstream,
+)
 
 __all__ = ["ConfigError", "Settings", "environ", "load", "quick"]
 
 _PREFIX: Final = "FAREBOX_"
-_ONE: Final[dict[str, type[Section]]] = {"server": Server, "credits": Credits, "stripe": Stripe}
+_ONE: Final[dict[str, type[Section]]] = {
+    "server": Server,
+    "credits": Credits,
+    "stripe": Stripe,
+    "facilitator": Facilitator,
+}
 _MANY: Final[dict[str, type[Section]]] = {"chains": Chain, "upstreams": Upstream}
 _SECRETS: Final = {
     "server": ("database", "redis"),
     "chains": ("settler_key", "settler_keys"),
     "stripe": ("secret_key", "webhook_secret"),
+    "facilitator": ("api_key",),
 }
 _GIVEN: Final = {"name", "network"}  # fields this module fills in; no keys of the file
 _ENV: Final = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -241,19 +256,23 @@ class _Reader:
         server = self._section(Server, "server", "server", self._table(data, "server"))
         credit = self._section(Credits, "credits", "credits", self._table(data, "credits"))
         stripe = self._section(Stripe, "stripe", "stripe", self._table(data, "stripe"))
+        table = self._table(data, "facilitator")
+        facilitator = self._section(Facilitator, "facilitator", "facilitator", table)
         chains = tuple(self._chains(self._table(data, "chains"), credit))
         upstreams = tuple(self._upstreams(self._table(data, "upstreams")))
         parts = rules.Parts(server, credit, chains, stripe, upstreams)
         for keys, text in rules.faults(parts, self._tables_left_out(data)):
             if not any(self._is_broken(key) for key in keys):
                 self.fault(keys[0], text)
-        if self.faults or server is None or credit is None or stripe is None:
+        if None in (server, credit, stripe, facilitator) or self.faults:
             raise ConfigError(self.faults)
+        assert server and credit and stripe and facilitator  # noqa: S101  (for the type checker)
         return Settings(
             server=rules.complete_server(server, self.base),
             credits=credit,
             chains=chains,
             stripe=stripe,
+            facilitator=facilitator,
             upstreams=upstreams,
             source=self.path,
         )

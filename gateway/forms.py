@@ -175,6 +175,13 @@ def lines(value: object) -> object:
     return value
 
 
+def long_secret(secret: SecretStr) -> SecretStr:
+    """A secret that cannot be guessed and fits into a header field."""
+    if not re.fullmatch(r"[!-~]{24,200}", secret.get_secret_value()):
+        raise ValueError("should be 24 to 200 characters without spaces; take them at random")
+    return secret
+
+
 def coin_gwei(value: object) -> int:
     """An amount of the gas coin in quotes, such as ``"0.05"``, in gwei."""
     found = re.fullmatch(

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -279,6 +280,29 @@ class Stripe(Section):
         return self.secret_key is not None
 
 
+class Facilitator(Section):
+    """``[facilitator]``: verifies and settles payments for other people's servers. Off without a
+    key."""
+
+    api_key: Annotated[SecretStr, AfterValidator(forms.long_secret)] | None = None
+    """What those servers send as ``Authorization: Bearer …``."""
+    gas_per_hour_gwei: Annotated[int, BeforeValidator(forms.coin_gwei), Field(ge=1)] = Field(
+        10_000_000, alias="gas_per_hour"
+    )
+    """Most gas money to spend for others in an hour, for each network."""
+    repeat_s: Annotated[Seconds, Field(ge=60, le=86400)] = 300
+    """How long after its settlement a payment that is sent to settle again gets the same answer."""
+    erc6492_factories: Annotated[tuple[Address, ...], BeforeValidator(forms.listed)] = Field(
+        (), max_length=50
+    )
+    """Whose wallets may pay before they are deployed, as far as verifying goes."""
+
+    @property
+    def enabled(self) -> bool:
+        """True if others are served."""
+        return self.api_key is not None
+
+
 class FailedIf(Section):
     """``failed_if`` of a route: which answers are no success, and so not charged.
 
@@ -368,6 +392,7 @@ class Settings(Section):
     credits: Credits
     chains: tuple[Chain, ...]
     stripe: Stripe
+    facilitator: Facilitator = Facilitator.model_validate({})
     upstreams: tuple[Upstream, ...]
     source: Path | None
     """The file it was read from; None if there was none."""

@@ -46,6 +46,7 @@ def test_every_setting_is_described_and_no_other() -> None:
         settings.Credits,
         settings.Chain,
         settings.Stripe,
+        settings.Facilitator,
         settings.Upstream,
         settings.Route,
     ):

@@ -78,7 +78,7 @@ LAYERS = [
     "db db_sqlite db_postgres cache limits config config_rules settings forms fields errors"
     " money observe",
     "ledger pricing notices",
-    "plans payments accounts discovery migrations",
+    "plans payments facilitator accounts discovery migrations",
     "proxy web node own middleware",
     "app serve workers work check setup hands demo cli cli_account terminal",
 ]
@@ -374,7 +374,7 @@ def test_every_setting_has_an_effect() -> None:
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Attribute)
     }
-    names = ("Server", "Credits", "Chain", "Stripe", "Route", "Upstream")
+    names = ("Server", "Credits", "Chain", "Stripe", "Facilitator", "Route", "Upstream")
     every = {(name, field) for name in names for field in getattr(settings, name).model_fields}
     assert {pair for pair in every if pair[1] not in read} == settings.NO_EFFECT
 

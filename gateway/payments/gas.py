@@ -19,7 +19,7 @@ from chain.rpc import Rpc
 from chain.sender import Market, Prepared
 from gateway.db import Row, Tx, transact
 from gateway.observe import log
-from gateway.payments import nonces
+from gateway.payments import journal, nonces
 from gateway.payments.nonces import Open
 from gateway.payments.rails import Rails
 from gateway.settings import Chain
@@ -93,11 +93,14 @@ async def choose(rails: Rails, chain: Chain) -> GasAccount:
 async def _within_budget(tx: Tx, chain: Chain, now_ms: int) -> None:
     if chain.gas_per_hour_gwei is None:
         return
+    # What is settled for others has a budget of its own (gateway/facilitator).
     spent: int = await tx.fetchval(
         "SELECT CAST(coalesce(sum(cost_gwei), 0) AS BIGINT) FROM chain_nonce WHERE network = $1"
-        " AND at_ms > $2",
+        " AND at_ms > $2 AND NOT EXISTS (SELECT 1 FROM payment p"
+        " WHERE p.id = chain_nonce.payment_id AND p.provider = $3)",
         chain.caip2,
         now_ms - HOUR_MS,
+        journal.FACILITATOR,
     )
     if spent >= chain.gas_per_hour_gwei:
         raise Unavailable("gas_budget_spent", f"{chain.name}: gas_per_hour is used up")

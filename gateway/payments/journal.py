@@ -19,6 +19,9 @@ from gateway import ledger
 from gateway.db import Row, Tx
 from gateway.payments import inbound
 
+# Provider of the payments that are settled for other people's sellers (gateway/facilitator).
+FACILITATOR: Final = "facilitator"
+
 
 @dataclass(frozen=True, slots=True)
 class Payment:
@@ -161,6 +164,8 @@ async def finish(
     Safe to run any number of times; the mint's key and the row's state decide.
     """
     payment = await by_id(tx, payment_id, lock=True)
+    if payment is not None and payment.provider == FACILITATOR:
+        return await _finish_for_others(tx, payment, transfer, now_ms), None
     if payment is None or payment.recipient is None:
         raise ledger.LedgerFault(f"payment {payment_id} cannot be finished: it has no recipient")
     whose = inbound.For(
@@ -186,6 +191,18 @@ async def finish(
     if done is None:
         raise ledger.LedgerFault(f"payment {payment_id} vanished")
     return done, placed.extra
+
+
+async def _finish_for_others(tx: Tx, payment: Payment, transfer: Transfer, now_ms: int) -> Payment:
+    """The money went to somebody else's seller: nothing is minted here."""
+    await tx.execute(
+        "UPDATE payment SET state = 'succeeded', tx_hash = $2, updated_at_ms = $3,"
+        " error_code = NULL, error_detail = NULL WHERE id = $1 AND state <> 'succeeded'",
+        payment.id,
+        transfer.tx_hash,
+        now_ms,
+    )
+    return await by_id(tx, payment.id) or payment
 
 
 async def fail(tx: Tx, payment_id: str, code: str, detail: str, now_ms: int) -> None:
@@ -216,7 +233,7 @@ async def take_unfinished(tx: Tx, now_ms: int, lease_ms: int, limit: int) -> Seq
     """Lease payments that nobody is working on, oldest first."""
     skip = " FOR UPDATE SKIP LOCKED" if tx.dialect == "postgres" else ""
     rows = await tx.fetch(
-        f"SELECT {_LIST} FROM payment WHERE state = 'processing' AND provider = 'x402'"  # noqa: S608
+        f"SELECT {_LIST} FROM payment WHERE state = 'processing' AND provider <> 'stripe'"  # noqa: S608
         f" AND lease_ms <= $1 ORDER BY lease_ms LIMIT $2{skip}",
         now_ms,
         limit,

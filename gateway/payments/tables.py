@@ -12,7 +12,7 @@ payment = sa.Table(
     "payment",
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("provider", sa.Text, nullable=False),  # x402 stripe
+    sa.Column("provider", sa.Text, nullable=False),  # x402 stripe facilitator
     # created processing succeeded failed refunded disputed reversed
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("purpose", sa.Text, nullable=False),  # "call" leaves change, "credits" buys a pack

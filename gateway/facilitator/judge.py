@@ -1,0 +1,78 @@
+"""Whether a payment is good for what its seller wants, now. Writes and sends nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chain.errors import Rejected
+from chain.networks import Asset
+from chain.schemes import eip3009, erc6492
+from chain.schemes.eip3009 import Authorization
+from gateway.facilitator import wire
+from gateway.facilitator.wire import Asked, Wanted
+from gateway.payments.journal import AuthKey
+from gateway.payments.rails import Rails
+from gateway.settings import Chain
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A payment held against what its seller wants. The chain has not been asked yet."""
+
+    chain: Chain
+    asset: Asset
+    auth: Authorization
+
+    @property
+    def key(self) -> AuthKey:
+        return AuthKey(self.chain.caip2, self.asset.address, self.auth.from_, self.auth.nonce)
+
+
+def order_of(rails: Rails, asked: Asked, now_s: int) -> Order:
+    """Everything that can be judged without the chain. ``Rejected`` with the reason."""
+    wanted = wire.wanted(asked)
+    if wanted.scheme != "exact" or "assetTransferMethod" in wanted.extra:
+        _only_eip3009(wanted)
+    chain = _chain(rails, asked.version, wanted.network)
+    # Its money would be minted as credits here as well: one payment, bought twice.
+    if any(wanted.pay_to == ours.pay_to for ours in rails.settings.chains):
+        raise Rejected(
+            "invalid_payment_requirements",
+            "payTo is this deployment's own: it settles its sales itself",
+        )
+    asset = chain.network.asset(wanted.asset)
+    if asset is None:
+        raise Rejected("invalid_payment_requirements", f"the token {wanted.asset} is not known")
+    if wanted.token != (asset.eip712_name, asset.eip712_version):
+        raise Rejected(
+            "invalid_payment_requirements",
+            f"extra should have name {asset.eip712_name!r} and version {asset.eip712_version!r}",
+        )
+    auth = eip3009.parse(asked.payload)
+    eip3009.check(auth, pay_to=wanted.pay_to, amount_units=wanted.amount_units, now_s=now_s)
+    return Order(chain, asset, auth)
+
+
+def _only_eip3009(wanted: Wanted) -> None:
+    if wanted.scheme != "exact":
+        raise Rejected("unsupported_scheme", f"{wanted.scheme[:40]!r} is not settled here")
+    if wanted.extra["assetTransferMethod"] != "eip3009":
+        raise Rejected("unsupported_scheme", "only assetTransferMethod eip3009 is settled here")
+
+
+def _chain(rails: Rails, version: int, network: str) -> Chain:
+    for chain in rails.settings.chains:
+        name = chain.caip2 if version == 2 else chain.network.v1_name
+        if name == network and chain.settler_key is not None:
+            return chain
+    raise Rejected("invalid_network", f"{network[:60]!r} is not settled here")
+
+
+async def look(rails: Rails, order: Order, now_s: int) -> tuple[str, Authorization]:
+    """Ask the chain: how it is signed (``erc6492.verify``), and what the token is to see.
+
+    ``Rejected`` with the reason, ``Unavailable`` if the chain cannot be asked.
+    """
+    factories = frozenset(rails.settings.facilitator.erc6492_factories)
+    rpc = rails.rpcs[order.chain.caip2]
+    return await erc6492.verify(rpc, order.asset, order.auth, now_s, factories)

@@ -1,0 +1,30 @@
+// The official x402 seller for Express, with somebody else's facilitator over HTTP.
+//   node facilitated.mjs PORT FACILITATOR_URL API_KEY PAY_TO
+import { HTTPFacilitatorClient } from "@x402/core/server";
+import { ExactEvmScheme } from "@x402/evm/exact/server";
+import { paymentMiddleware, x402ResourceServer } from "@x402/express";
+import express from "express";
+
+const [port, url, key, payTo] = process.argv.slice(2);
+const NETWORK = "eip155:84532";
+
+const headers = { Authorization: `Bearer ${key}` };
+const facilitator = new HTTPFacilitatorClient({
+  url,
+  createAuthHeaders: async () => ({ verify: headers, settle: headers, supported: headers }),
+});
+const server = new x402ResourceServer(facilitator).register(NETWORK, new ExactEvmScheme());
+let served = 0;
+
+const app = express();
+app.use(
+  paymentMiddleware(
+    {
+      "GET /paid": { accepts: { scheme: "exact", price: "$0.01", network: NETWORK, payTo } },
+    },
+    server,
+  ),
+);
+app.get("/paid", (req, res) => res.json({ served: (served += 1) }));
+app.get("/served", (req, res) => res.json({ served }));
+app.listen(Number(port), "127.0.0.1");
