@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from json import dumps
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from wallet_auth import keys, mac
 from wallet_auth.errors import AuthError
@@ -113,21 +113,47 @@ def challenge(  # noqa: PLR0917  (all parts of one text)
     are when it is made and when it ends, in Unix seconds.
     """
     now_s, expiry_s = times
+    fixed = (_remembered if len(asked.target) <= _LONGEST_PATH else _fixed)(
+        asked.method, asked.target, asked.origin, asked.authority, words, chains
+    )
     nonce = _TIMES.pack(expiry_s, expiry_s - now_s).hex() + secrets.token_hex(10)
     issued, expires = _iso(now_s), _iso(expiry_s)
-    path = asked.target.decode("ascii")
-    statement = _statement(asked.method, path, words)
-    uri = asked.origin + (path if _is_plain(asked.target) else "/")
     head = _HEAD.pack(mac_keys.current, ceiling_units, _known(asked.body)) + (asked.body or b"")
-    lines = (asked.authority, uri, statement, nonce, issued, expires)
-    mac = _mac(mac_keys, head, asked, lines)
-    request_id = base64.urlsafe_b64encode(head + mac).decode().rstrip("=")
+    own = mac.sized(nonce.encode(), issued.encode(), expires.encode())
+    begun = mac.begin(mac_keys.secrets[mac_keys.current], _beginning(mac_keys.deployment))
+    made = mac.end(begun, fixed.request + mac.sized(head) + fixed.lines + own)
+    request_id = base64.urlsafe_b64encode(head + made[:_MAC_BYTES]).decode().rstrip("=")
     return (
-        f'{{"info":{{"domain":{dumps(asked.authority)},"uri":{dumps(uri)},'
-        f'"statement":{dumps(statement)},"version":"1","nonce":"{nonce}","issuedAt":"{issued}",'
-        f'"expirationTime":"{expires}","requestId":"{request_id}"}},'
-        f'"supportedChains":{chains},"schema":{{}}}}'
+        f'{fixed.before}"nonce":"{nonce}","issuedAt":"{issued}","expirationTime":"{expires}",'
+        f'"requestId":"{request_id}"}},{fixed.after}'
     )
+
+
+class _Fixed(NamedTuple):
+    """What all challenges for one request have in common: of the sealed text, and of the JSON."""
+
+    request: bytes
+    lines: bytes
+    before: str
+    after: str
+
+
+def _fixed(  # noqa: PLR0917  (all parts of one text)
+    method: str, target: bytes, origin: str, authority: str, words: str, chains: str
+) -> _Fixed:
+    path = target.decode("ascii")
+    statement = _statement(method, path, words)
+    uri = origin + (path if _is_plain(target) else "/")
+    return _Fixed(
+        mac.sized(method.encode(), target),
+        mac.sized(authority.encode(), uri.encode(), statement.encode()),
+        f'{{"info":{{"domain":{dumps(authority)},"uri":{dumps(uri)},'
+        f'"statement":{dumps(statement)},"version":"1",',
+        f'"supportedChains":{chains},"schema":{{}}}}',
+    )
+
+
+_remembered = lru_cache(maxsize=1024)(_fixed)  # bounded in length too: targets come from outside
 
 
 def supported(caip2: tuple[str, ...]) -> str:

@@ -45,3 +45,13 @@ def test_the_seal_of_a_challenge_is_over_all_its_parts() -> None:
     parts = (b"farebox-siwx-1", b"d-1", b"POST", b"/v1/x?y", head, *(x.encode() for x in lines))
     text = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     assert siwx._mac(keys, head, asked, lines) == hmac.digest(b"k" * 32, text, "sha256")[:16]
+
+
+def test_long_targets_are_not_remembered() -> None:
+    """What is kept of requests from outside is bounded in number and in length."""
+    keys = Keys("d-1", {b"\0\0\0\1": b"k" * 32}, b"\0\0\0\1")
+    siwx._remembered.cache_clear()
+    for length in (1, siwx._LONGEST_PATH, siwx._LONGEST_PATH + 1, 5_000):
+        asked = siwx.Asked("GET", b"/" + b"a" * (length - 1), "http://x", "x", b"")
+        assert siwx.challenge(keys, asked, "[]", 1, "$1", (1_900_000_000, 1_900_000_060))
+    assert siwx._remembered.cache_info().currsize == 2
