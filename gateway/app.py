@@ -34,11 +34,11 @@ from gateway.own import NODE, node_of
 from gateway.payments import card, exposure, gas, offers, stripe, watcher
 from gateway.payments import routes as payment_routes
 from gateway.payments.rails import Rails
-from gateway.proxy import advice, cors, free, paid
+from gateway.proxy import advice, cors, free, mcp, paid
 from gateway.proxy import routes as request_routes
 from gateway.proxy.client import UpstreamClient, parse_origin
 from gateway.proxy.pace import Pace
-from gateway.proxy.routes_table import MethodNotAllowed, compile_routes, is_reserved
+from gateway.proxy.routes_table import McpMount, MethodNotAllowed, compile_routes, is_reserved
 from gateway.proxy.routes_table import Route as PricedRoute
 from gateway.proxy.target import Target, from_scope
 from gateway.settings import Server, Settings
@@ -269,11 +269,14 @@ class _Front:
                 f"{method[:20]} is not offered here.",
                 headers={"Allow": ", ".join(route.allow)},
             )
-        if not isinstance(route, PricedRoute):
+        if not isinstance(route, PricedRoute | McpMount):
             raise Problem("not_found", "There is no such route.")
         headers = scope["headers"]
         peer, _ = scope["client"] or ("", 0)
         client = client_of(peer, headers, node.settings.server.trusted_proxies)
+        if isinstance(route, McpMount):
+            await mcp.serve(node, route, target, client, scope, receive, send)
+            return
         pace = None
         if route.rate_limit is not None:
             pace = Pace(node, route, route.rate_limit, client)

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
@@ -136,7 +137,13 @@ class SampleApi:
     A thread of its own, so that callers may be synchronous or asynchronous.
     """
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        make: Callable[[Calls], Starlette] = build,
+    ) -> None:
         import uvicorn
 
         self.calls = Calls()
@@ -145,7 +152,7 @@ class SampleApi:
         self._thread: threading.Thread | None = None
         self._server = uvicorn.Server(
             uvicorn.Config(
-                build(self.calls),
+                make(self.calls),
                 loop="asyncio",
                 ws="none",
                 lifespan="off",

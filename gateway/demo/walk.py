@@ -167,7 +167,7 @@ def answered(response: httpx.Response, status: int) -> dict[str, Any]:
     return body
 
 
-def _charged(response: httpx.Response, charged: str, balance: str, paid_from: str | None) -> None:
+def _charged(response: httpx.Response, charged: str, balance: str, paid_from: str) -> None:
     """The receipt headers of a paid answer."""
     expect("Farebox-Charged", response.headers.get("farebox-charged"), charged)
     expect("Farebox-Balance", response.headers.get("farebox-balance"), balance)
@@ -250,7 +250,7 @@ async def repeat(walk: Walk) -> Held:
     again = await walk.http.get(walk.url, headers=walk.signed)
     answered(again, 200)
     expect("Farebox-Replayed", again.headers.get("farebox-replayed"), "true")
-    _charged(again, "0", "99.8", None)
+    _charged(again, "0", "99.8", "credits")
     expect("the stored answer", again.content, walk.answer)
     expect("calls that reached the upstream", walk.upstream_calls() - calls, 0)
     changed = await walk.http.get(walk.url[:-1] + "a", headers=walk.signed)

@@ -59,6 +59,11 @@ def decode(header: bytes) -> Presented:
         body = json_object(base64_bytes(header))
     except ValueError as error:
         raise Problem("invalid_payload", f"The payment header is {error}.") from None
+    return decode_object(body)
+
+
+def decode_object(body: dict[str, Any]) -> Presented:
+    """Read a payment payload that is JSON already. Raises as ``decode`` does."""
     version = body.get("x402Version")
     if isinstance(version, bool) or not isinstance(version, int):
         raise Problem("invalid_payload", "x402Version is missing or not a number.")

@@ -69,7 +69,12 @@ async def run(
 
     ``receive`` is read no more for the request, only to notice that the caller hangs up.
     """
-    call = _Call(node, incoming.route, ticket, receive, send)
+    await run_call(HeldCall(node, incoming.route, ticket, receive, send), incoming)
+
+
+async def run_call(call: HeldCall, incoming: Incoming) -> None:
+    """``run`` for a call that answers in a way of its own."""
+    node, ticket = call.node, call.ticket
     hold = ticket.hold
     node.in_flight[hold.id] = hold  # from here its lease is renewed (leases.py)
     try:
@@ -139,15 +144,15 @@ def _timeouts(connect_s: int, total_s: int) -> Timeouts:
     return Timeouts(connect_s=connect_s, first_byte_s=total_s, idle_s=total_s, total_s=total_s)
 
 
-class _Call:
+class HeldCall:
     """One call under a hold, from the upstream's head to the end of the hold."""
 
     def __init__(
         self, node: Node, route: Route, ticket: Ticket, receive: Receive, send: Outgoing
     ) -> None:
-        self._node = node
+        self.node = node
         self._route = route
-        self._ticket = ticket
+        self.ticket = ticket
         self._receive = receive
         self._send = send
         self._started = False
@@ -165,7 +170,7 @@ class _Call:
             )
             await self.failed(problem, f"upstream_status_{answer.status}")
             return
-        limit = self._node.settings.server.buffer_answer_bytes
+        limit = self.node.settings.server.buffer_answer_bytes
         if outcome.streams(answer.headers):
             await self._streamed(answer, b"")
             return
@@ -186,7 +191,7 @@ class _Call:
         stored = ledger.Answer(answer.status, _storable(fields), body)
         closed = await self._close(self._reason(answer, body), stored)
         length = len(body)
-        if self._ticket.hold.method == "HEAD" and answer.content_length is not None:
+        if self.ticket.hold.method == "HEAD" and answer.content_length is not None:
             length = answer.content_length
         lines = self._receipt(closed)
         if answer.status not in (204, 304):
@@ -204,18 +209,18 @@ class _Call:
         fields = list(kept)
         if answer.content_length is not None:
             fields.append((b"content-length", str(answer.content_length).encode()))
-        per_usd = self._node.settings.credits.per_usd
-        hold = self._ticket.hold
+        per_usd = self.node.settings.credits.per_usd
+        hold = self.ticket.hold
         fields += _encoded(
             (
                 ("Farebox-Request-Id", hold.request_id),
                 ("Farebox-Held", format_credits(hold.max_units, per_usd)),
-                *replies.paid_from(self._node, self._ticket.receipt, None, 0),
+                *replies.paid_from(self.node, self.ticket.receipt, None, 0),
             )
         )
         await self._start(answer.status, fields)
         caller = Caller(self._receive, self._send)
-        keep_bytes = self._node.settings.server.buffer_answer_bytes
+        keep_bytes = self.node.settings.server.buffer_answer_bytes
         try:
             rest = await all_but_the_end(answer, first, caller, keep_bytes)
             slow = caller.slow
@@ -236,8 +241,8 @@ class _Call:
         return location.rewrite(
             headers.response_headers(answer.headers, private=True),
             self._route,
-            self._node.upstreams[self._route.upstream].origin,
-            self._node.settings.server.public_url,
+            self.node.upstreams[self._route.upstream].origin,
+            self.node.settings.server.public_url,
         )
 
     def _reason(
@@ -247,7 +252,7 @@ class _Call:
         if self._route.failed_if.by_status_alone:
             return outcome.status_reason(self._route.failed_if, answer.status)
         ended = outcome.Ended(
-            method=self._ticket.hold.method,
+            method=self.ticket.hold.method,
             status=answer.status,
             headers=answer.headers,
             body=body,
@@ -265,7 +270,7 @@ class _Call:
             # Part of the answer is out. Cut it, so that the caller does not take it for whole.
             await self.void(reason or problem.code, None)
             raise problem
-        hold = self._ticket.hold
+        hold = self.ticket.hold
         body = json.dumps(problem.body(hold.request_id)).encode()
         kind = (("content-type", "application/problem+json"), ("cache-control", "private"))
         answer = ledger.Answer(problem.status, kind, body)
@@ -278,13 +283,13 @@ class _Call:
     async def void(self, reason: str, answer: ledger.Answer | None) -> ledger.Closed | None:
         """End the hold without a charge. None: it cannot be written now, the sweeper will."""
         try:
-            return await self._submit(ledger.Close(self._ticket.hold, 0, reason, answer))
+            return await self._submit(ledger.Close(self.ticket.hold, 0, reason, answer))
         except (DatabaseUnavailable, CommitUnknown, Problem):
             return None
 
     async def _close(self, reason: str | None, answer: ledger.Answer) -> ledger.Closed:
         """Capture, or void for ``reason``. Raises ``Problem`` if the charge is not durable."""
-        hold = self._ticket.hold
+        hold = self.ticket.hold
         amount = hold.max_units if reason is None else 0
         try:
             return await self._submit(ledger.Close(hold, amount, reason, answer))
@@ -292,7 +297,7 @@ class _Call:
             raise unavailable(error) from error
 
     async def _submit(self, step: ledger.Close) -> ledger.Closed:
-        outcome = await self._node.writer.submit(step)
+        outcome = await self.node.writer.submit(step)
         if isinstance(outcome, ledger.Closed):
             self.charged = outcome.transfer.kind == "capture"
             return outcome
@@ -302,20 +307,20 @@ class _Call:
 
     def _receipt(self, closed: ledger.Closed | None) -> bytes:
         """What the call cost, as header lines."""
-        hold, receipt = self._ticket.hold, self._ticket.receipt
+        hold, receipt = self.ticket.hold, self.ticket.receipt
         if closed is None:
             # Not written now, or not known to be: v1/requests/{id} and a repeat will tell.
             text = f"farebox-request-id: {hold.request_id}\r\n"
-            paid_from = replies.paid_from(self._node, receipt, None, 0)
+            paid_from = replies.paid_from(self.node, receipt, None, 0)
         else:
-            per_usd = self._node.settings.credits.per_usd
+            per_usd = self.node.settings.credits.per_usd
             charged, available = closed.transfer.amount_units, closed.balance.available_units
             text = (
                 f"farebox-request-id: {hold.request_id}\r\n"
                 f"farebox-charged: {format_credits(charged, per_usd)}\r\n"
                 f"farebox-balance: {format_credits(available, per_usd)}\r\n"
             )
-            paid_from = replies.paid_from(self._node, receipt, charged, available)
+            paid_from = replies.paid_from(self.node, receipt, charged, available)
         for name, value in paid_from:
             text += f"{name}: {value}\r\n"
         return text.encode("latin-1")

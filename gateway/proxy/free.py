@@ -17,6 +17,7 @@ from gateway.middleware import CallerGoneError, content_length, stream_body
 from gateway.node import Node
 from gateway.proxy import cors, headers, location
 from gateway.proxy.forward import timeouts_of
+from gateway.proxy.identity import Headers
 from gateway.proxy.routes_table import Route, upstream_target
 from gateway.proxy.target import Target
 from gateway.proxy.upstream import open_upstream
@@ -35,14 +36,22 @@ async def serve(  # noqa: PLR0917  (an ASGI call and what it was matched to)
     scope: MutableMapping[str, Any],
     receive: Receive,
     send: Send,
+    read: tuple[Headers, bytes] | None = None,
 ) -> None:
-    """Forward one request. Identity and payment fields do not reach the upstream."""
+    """Forward one request. Identity and payment fields do not reach the upstream.
+
+    ``read``: header fields and body to send instead of the request's own, which was read.
+    """
     behind = node.upstreams[route.upstream]
     incoming = scope["headers"]
     length = content_length(incoming)
-    body: AsyncIterator[bytes] | None = None
+    body: AsyncIterator[bytes] | bytes | None = None
     taken = asyncio.Event()  # the whole request; until then who reads it notices a hang-up
-    if length or values(incoming, b"transfer-encoding"):
+    if read is not None:
+        incoming, body = read
+        length = None
+        taken.set()
+    elif length or values(incoming, b"transfer-encoding"):
         limit = node.settings.server.max_body_bytes
         body = _then(taken, stream_body(receive, incoming, limit))
     else:

@@ -55,7 +55,7 @@ async def identify(node: Node, method: str, target: Target, headers: Headers, no
     The body has not been read: ``wallet_auth.check_body`` compares it with the signed digest.
     """
     named = by_name(headers)
-    if named.keys().isdisjoint(_SAYING) and named.keys().isdisjoint(PAYMENT_HEADERS):
+    if says_nothing(headers):
         return NOBODY
     presented = None
     signer = ceiling_units = None
@@ -71,13 +71,23 @@ async def identify(node: Node, method: str, target: Target, headers: Headers, no
     if b"authorization" in named and any(map(is_our_key, named[b"authorization"])):
         raise Problem("identity_unsupported", "Keys are not issued here yet: sign the request.")
     if signer is not None and presented is not None:
-        payer = presented.authorization.from_
-        if payer != signer.address:
-            raise Problem(
-                "payer_mismatch",
-                f"The request is signed by {signer.address} and paid by {payer}.",
-            )
+        require_same_wallet(signer, presented)
     return Caller(signer, presented, _alias(headers), ceiling_units)
+
+
+def says_nothing(headers: Headers) -> bool:
+    """Whether no header field says who is calling or pays."""
+    named = by_name(headers)
+    return named.keys().isdisjoint(_SAYING) and named.keys().isdisjoint(PAYMENT_HEADERS)
+
+
+def require_same_wallet(signer: Signer, presented: Presented) -> None:
+    """Raises ``Problem("payer_mismatch")``."""
+    payer = presented.authorization.from_
+    if payer != signer.address:
+        raise Problem(
+            "payer_mismatch", f"The request is signed by {signer.address} and paid by {payer}."
+        )
 
 
 def _alias(headers: Headers) -> str | None:

@@ -72,7 +72,7 @@ async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) 
     except Problem as refusal:
         if refusal.meaning.status == 402:
             request = await _looked_at(request, receive, send)
-        raise _refused(node, request, _quote(request, None), presented, refusal) from None
+        raise refusal_of(node, request, _quote(request, None), presented, refusal) from None
     if caller.signer is None and presented is None:
         await _unpaid(node, await _looked_at(request, receive, send), send)
         return
@@ -95,7 +95,7 @@ async def _unpaid(node: Node, request: Request, send: Outgoing) -> None:
     price = _quote(request, None)
     accept = b",".join(values(request.headers, b"accept"))
     if request.pace is not None or b"html" in accept.lower():
-        raise _challenge(node, request, price)
+        raise challenge_of(node, request, price)
     lines, answer = unpaid.answer(
         node.settings,
         node.rails.keys,
@@ -154,13 +154,13 @@ async def _taken(
         except AuthError as error:
             if caller.ceiling_units is not None:  # a challenge that was made for another body
                 wrong = Problem("invalid_siwx_nonce", error.detail)
-                raise _refused(node, request, price, None, wrong) from None
+                raise refusal_of(node, request, price, None, wrong) from None
             raise auth_problem(node, request.method, request.target, error) from None
-    _within_ceiling(caller, price)
+    within_ceiling(caller, price)
     run = runs.run_of(request.headers)
     content = _content(request, body)
     try:
-        return await _take(node, request, caller, price, content, run)
+        return await take_hold(node, request, caller, price, content, run)
     except (DatabaseUnavailable, CommitUnknown, ChainError) as error:
         # After a lost COMMIT the hold or the payment may stand. Running the call could be running
         # it twice; a repeat is told what became of it, and nothing stands for ever unowned.
@@ -183,7 +183,7 @@ def _quote(request: Request, body: bytes | None) -> Quote:
     )
 
 
-def _within_ceiling(caller: Caller, price: Quote) -> None:
+def within_ceiling(caller: Caller, price: Quote) -> None:
     """Nobody pays more than they signed for."""
     if caller.signer is None or caller.signer.ceiling is None:
         return
@@ -210,7 +210,7 @@ def _asked(request: Request, price: Quote) -> offers.Asked:
     return offers.Asked(request.method, request.target.raw, price.max_units)
 
 
-def _challenge(
+def challenge_of(
     node: Node,
     request: Request,
     price: Quote,
@@ -232,7 +232,7 @@ def _challenge(
     )
 
 
-async def _take(  # noqa: PLR0917  (one caller)
+async def take_hold(  # noqa: PLR0917  (one caller)
     node: Node,
     request: Request,
     caller: Caller,
@@ -263,7 +263,7 @@ async def _take(  # noqa: PLR0917  (one caller)
         return await _take_paid(node, request, caller, price, content, hold)
     account_id = await node.account_of(*(caller.wallet or ("", "")))
     if account_id is None:
-        raise _challenge(node, request, price, balance_units=0)
+        raise challenge_of(node, request, price, balance_units=0)
     refuse_uncharged(node, account_id, request.client)
     units = price.max_units
     if caller.ceiling_units is not None:  # the challenge locked it, as an offer does
@@ -298,14 +298,14 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
             raise
         return await _take_spent(node, request, caller, price, spent, hold)
     except Problem as refusal:
-        raise _refused(node, request, price, presented, refusal) from None
+        raise refusal_of(node, request, price, presented, refusal) from None
     payment = paid.payment
     receipt = replies.payment_receipt(node, payment)
     if payment.state == "failed":
         failure = Problem(
             payment.error_code or "settlement_failed", payment.error_detail or "It failed."
         )
-        raise _refused(node, request, price, presented, failure)
+        raise refusal_of(node, request, price, presented, failure)
     if payment.state != "succeeded":
         raise replies.pending(node, payment)
     account_id = await node.account_of(payment.recipient or "", payment.recipient_chain)
@@ -353,13 +353,13 @@ async def _take_spent(  # noqa: PLR0917  (one caller)
     return await _settle_hold(node, request, price, caller, step, outcome, receipt)
 
 
-def _refused(
+def refusal_of(
     node: Node, request: Request, price: Quote, presented: Presented | None, refusal: Problem
 ) -> Problem:
     """A payment that was refused: its reason, a PAYMENT-RESPONSE, and fresh offers."""
     if refusal.meaning.status != 402:
         return refusal
-    problem = _challenge(node, request, price, refusal=refusal)
+    problem = challenge_of(node, request, price, refusal=refusal)
     if siwx.refused(refusal.code):
         return problem  # no payment came, so there is nothing to say about one
     for name, value in replies.refusal_headers(node, presented, refusal):
@@ -390,7 +390,7 @@ async def _settle_hold(  # noqa: PLR0917  (one shape for both ways to a hold)
                 "This request id was used before, with other content. Sign with a new one.",
             )
         case ledger.Short(available_units=available, needed_units=needed):
-            raise _challenge(node, request, price, balance_units=available, needed_units=needed)
+            raise challenge_of(node, request, price, balance_units=available, needed_units=needed)
         case ledger.Frozen():
             raise Problem("account_frozen", "This account cannot spend now.")
         case _:

@@ -16,12 +16,12 @@ price list is the one that is sold. To sell another spelling, list it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gateway.config_rules import RESERVED
-from gateway.forms import RateLimit
+from gateway.forms import Member, RateLimit
 from gateway.pricing.quote import PriceRequest, PriceRule, Quote, quote
 from gateway.pricing.rules import compile_price
 from gateway.proxy.outcome import Rules, rules_of
@@ -78,10 +78,15 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class McpMount:
-    """The request is for an MCP server; its tools are priced, not its paths."""
+    """The request is for an MCP server; its tools are priced, not its paths.
+
+    ``tools`` by name, ``*`` for those not named; ``free`` is the route of everything else.
+    """
 
     upstream: str
     mount: str
+    tools: Mapping[str, Route]
+    free: Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ class _Mount:
 
     upstream: str
     mount: str
-    mcp: bool
+    mcp: McpMount | None
     prefix: bytes
     compiled: tuple[tuple[Route, Pattern], ...]
     by_method: dict[str, _Alternatives] = field(repr=False)
@@ -183,8 +188,8 @@ class RouteTable:
         for mount in self._mounts:
             rest = path[len(mount.prefix) :]
             if path.startswith(mount.prefix) and (not rest or rest.startswith(b"/")):
-                if mount.mcp:
-                    return McpMount(mount.upstream, mount.mount) if rest in (b"", b"/") else None
+                if mount.mcp is not None:
+                    return mount.mcp if rest in (b"", b"/") else None
                 return _match_in(mount, method, rest or b"/")
         return None
 
@@ -194,7 +199,7 @@ class RouteTable:
         for mount in self._mounts:
             rest = path[len(mount.prefix) :]
             if path.startswith(mount.prefix) and (not rest or rest.startswith(b"/")):
-                if mount.mcp:
+                if mount.mcp is not None:
                     return ("GET", "POST", "DELETE") if rest in (b"", b"/") else ()
                 return _methods_in(mount, rest or b"/")
         return ()
@@ -283,7 +288,7 @@ def _compile_mount(upstream: Upstream, faults: list[str]) -> _Mount:
     return _Mount(
         upstream.name,
         upstream.mount,
-        upstream.kind == "mcp",
+        _compile_tools(upstream, faults) if upstream.kind == "mcp" else None,
         upstream.mount.rstrip("/").encode(),
         tuple(compiled),
         {method: _alternatives(compiled, method) for method in sorted(named)},
@@ -314,6 +319,26 @@ def _compile_route(
         description=settings.description,
     )
     return route, pattern
+
+
+def _compile_tools(upstream: Upstream, faults: list[str]) -> McpMount:
+    """The tools of an MCP server as routes. An answer that is an error is never charged."""
+    base = {"match": "POST /", "timeout_s": upstream.timeout_s}
+    failed_if = Rules(
+        statuses=((201, 499),),
+        having=(Member(("error",)), Member(("result", "isError"), equals=True)),
+    )
+    tools: dict[str, Route] = {}
+    for name, price in upstream.tools:
+        try:
+            settings = RouteSettings.model_validate({**base, "price": price})
+            route, _ = _compile_route(upstream, settings, f"{upstream.name} tool {name}")
+            tools[name] = replace(route, failed_if=failed_if)
+        except ValueError as fault:
+            faults.append(f"upstreams.{upstream.name}.tools, {name!r}: {fault}")
+    settings = RouteSettings.model_validate({**base, "price": "free"})
+    free, _ = _compile_route(upstream, settings, f"{upstream.name} free")
+    return McpMount(upstream.name, upstream.mount, tools, free)
 
 
 def _warnings(mounts: Sequence[_Mount]) -> Iterable[str]:

@@ -1,0 +1,261 @@
+"""An MCP server behind the gateway: its tools are priced, everything else passes (streamable HTTP).
+
+    GET, DELETE, and messages other than the two below     as they are, free
+    tools/list                                             with the price of each tool
+    tools/call                                             priced by the tool's name
+
+A call is paid as any other request: signed over HTTP (ERC-8128), or with a payment header; then it
+is also refused as any other. A client that says nothing in its headers is taken for one that knows
+x402's MCP transport: it gets its 402 as the result of the tool, and pays in
+``params._meta["x402/payment"]``. A batch is refused, since one answer cannot have two prices.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
+from typing import Any, Final
+from urllib.parse import quote as quoted
+
+from chain.errors import ChainError
+from gateway.db import CommitUnknown, DatabaseUnavailable
+from gateway.errors import Problem
+from gateway.fields import Fields, values
+from gateway.limits import Client
+from gateway.middleware import Outgoing, log_id, read_body
+from gateway.node import Node, unavailable
+from gateway.payments.rails import content_hash
+from gateway.payments.wire import decode_object
+from gateway.pricing.quote import PriceRequest, Quote, quote
+from gateway.proxy import cors, forward, free, headers, paid, replies, runs
+from gateway.proxy import mcp_messages as messages
+from gateway.proxy.body import CONTENT_DIGEST, Body
+from gateway.proxy.identity import (
+    Caller,
+    Headers,
+    auth_problem,
+    identify,
+    require_same_wallet,
+    says_nothing,
+)
+from gateway.proxy.mcp_call import MAX_RESULT_BYTES, ToolCall
+from gateway.proxy.mcp_messages import Message
+from gateway.proxy.outcome import UNCOMPRESSED, streams
+from gateway.proxy.routes_table import McpMount, Route, upstream_target
+from gateway.proxy.target import Target
+from gateway.proxy.upstream import open_upstream
+from wallet_auth import AuthError, check_body
+
+Receive = Callable[[], Awaitable[Any]]
+# About a body that is written anew.
+_OF_THE_BODY: Final = frozenset(
+    b"content-type content-encoding content-digest repr-digest digest content-md5".split()
+)
+_JSON: Final = (b"content-type", b"application/json")
+LISTEN_S: Final = 3_600
+
+
+async def serve(  # noqa: PLR0917  (an ASGI call and what it was matched to)
+    node: Node,
+    mount: McpMount,
+    target: Target,
+    client: Client,
+    scope: MutableMapping[str, Any],
+    receive: Receive,
+    send: Outgoing,
+) -> None:
+    """Answer a request for an MCP server. Raises ``Problem``."""
+    if scope["method"] in ("GET", "DELETE"):
+        # A stream of what the server has to say, which may be silent for long.
+        route = replace(mount.free, timeout_s=mount.free.timeout_s or LISTEN_S)
+        await free.serve(node, route, target, scope, receive, send)
+        return
+    if scope["method"] != "POST":
+        allow = {"Allow": "GET, POST, DELETE"}
+        raise Problem("method_not_allowed", "Not with this method.", headers=allow)
+    incoming: Headers = scope["headers"]
+    if any(value.lower() != b"identity" for value in values(incoming, b"content-encoding")):
+        raise Problem("unsupported_media_type", "Send the message without a content encoding.")
+    body = await read_body(receive, incoming, node.settings.server.max_body_bytes)
+    message = messages.read(body)
+    up = Fields([*(pair for pair in incoming if pair[0] not in _OF_THE_BODY), _JSON])
+    if message.method == messages.LIST:
+        await _list(node, mount, target, up, message, send)
+        return
+    if message.method == messages.CALL:
+        route = messages.price_of(mount.tools, message.tool)
+        if not route.free:
+            call = _Asked(node, route, target, client, incoming, up, body, message, log_id(scope))
+            await _call(call, receive, send)
+            return
+    await free.serve(node, mount.free, target, scope, receive, send, (up, message.up))
+
+
+class _Asked:
+    """A call of a priced tool, as far as it has been read."""
+
+    def __init__(  # noqa: PLR0917  (one caller)
+        self,
+        node: Node,
+        route: Route,
+        target: Target,
+        client: Client,
+        incoming: Headers,
+        up: Headers,
+        body: bytes,
+        message: Message,
+        log_id: str,
+    ) -> None:
+        self.node = node
+        self.target = target
+        self.incoming = incoming
+        self.up = up
+        self.body = body
+        self.message = message
+        self.log_id = log_id
+        # "#" stands in no target on the wire: an offer for a tool is good for that tool only.
+        raw = target.raw + b"#tool/" + quoted(message.tool, safe="").encode()
+        self.request = paid.Request(
+            route, "POST", replace(target, raw=raw), incoming, node.now_s(), client, None
+        )
+
+
+async def _call(call: _Asked, receive: Receive, send: Outgoing) -> None:
+    over_http = not says_nothing(call.incoming)
+    try:
+        taken = await _taken(call)
+    except Problem as problem:
+        if over_http:
+            raise
+        told = messages.problem_result(problem, call.message.tool, call.log_id)
+        await _send(send, messages.answer(call.message.id, "result", told))
+        return
+    if isinstance(taken, replies.Reply):
+        await _again(call, taken, send)
+        return
+    up = call.message.up
+    body = Body(up, None, len(up), {CONTENT_DIGEST: sha256(up).digest()})
+    incoming = forward.Incoming(call.request.route, call.target, call.up, body, call.request.client)
+    make = partial(ToolCall, message_id=call.message.id)
+    await forward.run_call(make(call.node, call.request.route, taken, receive, send), incoming)
+
+
+async def _taken(call: _Asked) -> forward.Ticket | replies.Reply:
+    """From the message to the hold, or to the answer of a call that is known already."""
+    node, request = call.node, call.request
+    price = _quote(call)
+    caller = await _caller(call, price)
+    if caller.signer is None and caller.presented is None:
+        raise paid.challenge_of(node, request, price)
+    paid.within_ceiling(caller, price)
+    run = runs.run_of(call.incoming)
+    target = request.target.raw
+    content = content_hash(b"POST", target, call.message.arguments, (run or "").encode())
+    try:
+        return await paid.take_hold(node, request, caller, price, content, run)
+    except (DatabaseUnavailable, CommitUnknown, ChainError) as error:
+        raise unavailable(error) from error
+
+
+async def _caller(call: _Asked, price: Quote) -> Caller:
+    """Who calls and what pays, in the header or in the message."""
+    node, message, presented = call.node, call.message, None
+    try:
+        caller = await identify(node, "POST", call.target, call.incoming, call.request.now_s)
+        if message.payment is not None:
+            presented = decode_object(message.payment)
+            if caller.presented is not None:
+                raise Problem("identity_conflict", "The call carries more than one payment.")
+            if caller.signer is not None:
+                require_same_wallet(caller.signer, presented)
+            caller = caller._replace(presented=presented)
+        if caller.presented is not None:
+            node.rails.chain_of(caller.presented)
+    except Problem as refusal:
+        raise paid.refusal_of(node, call.request, price, presented, refusal) from None
+    if caller.signer is not None:
+        try:
+            check_body(caller.signer, call.body)
+        except AuthError as error:
+            raise auth_problem(node, "POST", call.target, error) from None
+    return caller
+
+
+def _quote(call: _Asked) -> Quote:
+    route = call.request.route
+    if route.fixed is not None:
+        return route.fixed
+    target = call.target
+    asked = PriceRequest(
+        "POST", target.path, target.query, b"application/json", call.message.arguments
+    )
+    return quote(route.price, asked)
+
+
+async def _again(call: _Asked, reply: replies.Reply, send: Outgoing) -> None:
+    """The answer to a call that was made before, under the id it is asked with now."""
+    if reply.status != 200:
+        await replies.send(reply, "POST", send)
+        return
+    stored = messages.object_of(reply.body)
+    if stored is None or "jsonrpc" not in stored:
+        text = json.dumps(stored)
+        stored = {"jsonrpc": "2.0", "result": {"content": [{"type": "text", "text": text}]}}
+    told = messages.with_meta({**stored, "id": call.message.id}, messages.money(reply.headers))
+    fields = [pair for pair in reply.headers if pair[0].lower() != "content-type"]
+    await _send(send, json.dumps(told).encode(), fields)
+
+
+async def _send(send: Outgoing, body: bytes, fields: replies.Pairs = ()) -> None:
+    kind = (("Content-Type", "application/json"), *fields)
+    if not any(name.lower() == "cache-control" for name, _ in fields):
+        kind = (*kind, ("Cache-Control", "no-store"))
+    await replies.send(replies.Reply(200, kind, body), "POST", send)
+
+
+async def _list(  # noqa: PLR0917  (one caller)
+    node: Node, mount: McpMount, target: Target, up: Headers, message: Message, send: Outgoing
+) -> None:
+    """The upstream's tools, each with its price; those without one are not shown."""
+    behind = node.upstreams[mount.upstream]
+    async with open_upstream(
+        node.client,
+        behind.origin,
+        "POST",
+        upstream_target(mount.free, behind.origin.base_path, target),
+        headers=headers.request_headers(
+            up, host=behind.origin.authority, ours=[UNCOMPRESSED], inject=behind.inject
+        ),
+        body=message.up,
+        timeouts=forward.timeouts_of(node, behind, mount.free),
+    ) as answer:
+        body, whole = await answer.read(MAX_RESULT_BYTES)
+        if not whole:
+            raise Problem("upstream_error", "The upstream's list of tools is too long.")
+        per_usd = node.settings.credits.per_usd
+        show = partial(messages.listed, tools=mount.tools, per_usd=per_usd)
+        shown = _shown_events(body, show) if streams(answer.headers) else _shown(body, show)
+        fields = headers.response_headers(answer.headers, length=len(shown))
+        status = answer.status
+    await send({"type": "http.response.start", "status": status, "headers": cors.expose(fields)})
+    await send({"type": "http.response.body", "body": shown})
+
+
+Show = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def _shown(body: bytes, show: Show) -> bytes:
+    found = messages.object_of(body)
+    return body if found is None else json.dumps(show(found)).encode()
+
+
+def _shown_events(body: bytes, show: Show) -> bytes:
+    out = b""
+    while (parts := messages.split(body)) is not None:
+        event, body = parts
+        found = messages.data_of(event)
+        out += event if found is None else messages.event(show(found))
+    return out + body
