@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from typing import Final, TypeVar
 
-from gateway.db import Database
+from gateway.db import CommitUnknown, Database, DatabaseUnavailable, Tx, transact
 from gateway.ledger.apply import apply
 from gateway.ledger.ids import SETTLED_AFTER_MS, settled_below
 from gateway.ledger.rows import HOLD, columns, hold_row
-from gateway.ledger.steps import Close, Closed, Expire, HoldRow
+from gateway.ledger.steps import NEVER, Close, Closed, Expire, HoldRow, Outcome
+from gateway.observe import log
 
 INTERRUPTED = "interrupted"
 _STRIDE = 20_000
-_DUE = 500
+_DUE = 500  # steps in one transaction
+_PAGES = 20  # how far a sweep looks behind those that cannot be applied
+S = TypeVar("S", Close, Expire)
 
 
 async def note_open_holds(db: Database) -> int:
@@ -70,34 +75,83 @@ async def void_lapsed(db: Database, margin_ms: int) -> list[HoldRow]:
     The owner may close its hold at the same moment: both write the row with the hold's id, and
     the primary key decides.
     """
-    async with db.write() as tx:
-        now_ms = await tx.now_ms()
-        await tx.execute(
-            "DELETE FROM open_hold WHERE hold_id IN (SELECT o.hold_id FROM open_hold o"
-            " JOIN transfer t ON t.id = o.hold_id)"
-        )
-        rows = await tx.fetch(
-            f"SELECT {columns(HOLD, 'h')} FROM open_hold o JOIN hold h ON h.id = o.hold_id"  # noqa: S608
-            " WHERE o.lease_ms < $1 ORDER BY h.account_id, h.id LIMIT $2",
-            now_ms - margin_ms,
-            _DUE,
-        )
+    await transact(db, _forget_closed)
+    voided: list[HoldRow] = []
+    after = (0, 0)
+    for _ in range(_PAGES):
+        async with db.read() as tx:
+            rows = await tx.fetch(
+                f"SELECT {columns(HOLD, 'h')} FROM open_hold o JOIN hold h ON h.id = o.hold_id"  # noqa: S608
+                " WHERE o.lease_ms < $1 AND (h.account_id, h.id) > ($2, $3)"
+                " ORDER BY h.account_id, h.id LIMIT $4",
+                await tx.now_ms() - margin_ms,
+                *after,
+                _DUE,
+            )
         holds = [hold_row(row) for row in rows]
-        steps = [Close(h, void_reason=INTERRUPTED, if_lapsed=True) for h in holds]
-        outcomes = await apply(tx, steps, now_ms)
-        return [h for h, o in zip(holds, outcomes, strict=True) if isinstance(o, Closed)]
+        steps = {h.id: Close(h, void_reason=INTERRUPTED, if_lapsed=True) for h in holds}
+        ended = await _apply_all(db, [(h.account_id, steps[h.id]) for h in holds])
+        voided += [h for h in holds if isinstance(ended.get(steps[h.id]), Closed)]
+        if len(holds) < _DUE or len(voided) >= _DUE:
+            break
+        after = (holds[-1].account_id, holds[-1].id)
+    return voided
+
+
+async def _forget_closed(tx: Tx) -> None:
+    await tx.execute(
+        "DELETE FROM open_hold WHERE hold_id IN (SELECT o.hold_id FROM open_hold o"
+        " JOIN transfer t ON t.id = o.hold_id)"
+    )
+
+
+# Along the partial index, which knows the same bound (tables.py).
+DUE_ACCOUNTS: Final = (
+    "SELECT next_expiry_ms, id FROM account WHERE next_expiry_ms <= $1"  # noqa: S608
+    f" AND next_expiry_ms < {NEVER} AND (next_expiry_ms, id) > ($2, $3)"
+    " ORDER BY next_expiry_ms, id LIMIT $4"
+)
 
 
 async def expire_due(db: Database) -> int:
     """Expire what is due on accounts that nobody touches. Returns how many accounts."""
-    async with db.write() as tx:
-        now_ms = await tx.now_ms()
-        rows = await tx.fetch(
-            "SELECT id FROM account WHERE next_expiry_ms <= $1 ORDER BY id LIMIT $2", now_ms, _DUE
-        )
-        steps: Sequence[Expire] = [Expire(row["id"]) for row in rows]
-        await apply(tx, steps, now_ms)
-        return len(steps)
+    expired, after = 0, (0, 0)
+    for _ in range(_PAGES):
+        async with db.read() as tx:
+            rows = await tx.fetch(DUE_ACCOUNTS, await tx.now_ms(), *after, _DUE)
+        expired += len(await _apply_all(db, [(row["id"], Expire(row["id"])) for row in rows]))
+        if len(rows) < _DUE or expired >= _DUE:
+            break
+        after = (rows[-1]["next_expiry_ms"], rows[-1]["id"])
+    return expired
+
+
+async def _apply_all(db: Database, steps: Sequence[tuple[int, S]]) -> dict[S, Outcome]:
+    """Apply steps, each beside its account, together; if that cannot be, account by account.
+
+    A fault of one account is logged and holds up no other. Raises ``DatabaseUnavailable``.
+    """
+    if not steps:
+        return {}
+    try:
+        return await _apply_some(db, [step for _, step in steps])
+    except (DatabaseUnavailable, CommitUnknown):
+        raise
+    except Exception as error:
+        if len({account for account, _ in steps}) == 1:
+            log.error("account %d cannot be swept: %s", steps[0][0], error)
+            return {}
+    done: dict[S, Outcome] = {}
+    for _, mine in groupby(steps, key=lambda each: each[0]):
+        done |= await _apply_all(db, list(mine))
+    return done
+
+
+async def _apply_some(db: Database, steps: list[S]) -> dict[S, Outcome]:
+    async def work(tx: Tx) -> list[Outcome]:
+        return await apply(tx, steps, await tx.now_ms())
+
+    return dict(zip(steps, await transact(db, work), strict=True))
 
 
 async def purge_answers(db: Database, before_ms: int) -> int:

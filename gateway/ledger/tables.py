@@ -61,6 +61,13 @@ account = sa.Table(
     sa.CheckConstraint("pinned >= 0 AND pinned <= held", name="pinned"),
     sa.CheckConstraint("debt >= 0", name="debt"),
     sa.CheckConstraint("pos >= folded AND folded >= 0", name="folded"),
+    # Accounts on which nothing ever expires (NEVER) do not stand in it.
+    sa.Index(
+        "ix_account_expiring",
+        "next_expiry_ms",
+        sqlite_where=sa.text("next_expiry_ms < 4611686018427387904"),
+        postgresql_where=sa.text("next_expiry_ms < 4611686018427387904"),
+    ),
 )
 
 house_balance = sa.Table(

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.db import Database, Tx
+from gateway.db import Database, Tx, WriteConflict
 from gateway.ledger import (
     AlreadyClosed,
     Answer,
@@ -281,6 +281,88 @@ async def test_holds_that_outlive_their_lease_are_a_finding(db: Database, clock:
     late_ms = row.lease_ms + 120_000
     assert await faults(db, late_ms) == []
     assert await faults(db, late_ms + 1) == ["I9_holds_end"]
+
+
+# --- one that cannot be swept -------------------------------------------------------------------
+
+
+async def spoil(db: Database, account: int, change: str) -> None:
+    async with db.write() as tx:
+        await tx.execute(f"UPDATE account SET {change}, ver = ver + 1 WHERE id = $1", account)
+
+
+async def test_a_faulty_account_does_not_hold_up_the_holds_of_others(
+    broken_db: Database,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sweep, "_DUE", 2)
+    accounts = [await open_account(broken_db, n) for n in (1, 2, 3)]
+    rows = []
+    for account in accounts:
+        await minted(broken_db, mint(account, 10, f"m{account}"))
+        rows += [await hold_at(broken_db, clock, account, f"{account} {i}", 2) for i in range(3)]
+    clock.now_ms += 1_000_000
+    await sweep.note_open_holds(broken_db)
+    await spoil(broken_db, accounts[0], "held = 0")  # its holds would take it below zero
+    swept = []
+    for _ in range(6):
+        swept += await sweep.void_lapsed(broken_db, 0)
+    assert sorted(row.id for row in swept) == [row.id for row in rows[3:]]
+    assert f"account {accounts[0]} cannot be swept" in caplog.text
+    await spoil(broken_db, accounts[0], "held = 6")
+    again = [*await sweep.void_lapsed(broken_db, 0), *await sweep.void_lapsed(broken_db, 0)]
+    assert [row.id for row in again] == [row.id for row in rows[:3]]
+    assert await faults(broken_db) == []
+
+
+async def test_a_faulty_account_does_not_hold_up_the_expiry_of_others(
+    broken_db: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_DUE", 2)
+    accounts = [await open_account(broken_db, n) for n in (1, 2, 3, 4)]
+    for account in accounts:
+        lot = mint(account, 10, f"m{account}", expires_ms=clock.now_ms + 10)
+        await minted(broken_db, lot, clock.now_ms)
+    await spoil(broken_db, accounts[0], "pos = 99")  # more than its lots ever were
+    clock.now_ms += 10
+    assert await sweep.expire_due(broken_db) == 3
+    assert await sweep.expire_due(broken_db) == 0
+    await spoil(broken_db, accounts[0], "pos = 0")
+    assert await sweep.expire_due(broken_db) == 1
+    assert await faults(broken_db) == []
+
+
+async def test_a_sweep_that_meets_another_writer_is_run_again(
+    db: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = await open_account(db)
+    row = await hold_at(db, clock, account, "r1", 0)
+    clock.now_ms += 1_000_000
+    await sweep.note_open_holds(db)
+    met = 0
+
+    async def late(tx: Tx, steps: list[Step], now_ms: int) -> list[Outcome]:
+        nonlocal met
+        met += 1
+        if met == 1:
+            raise WriteConflict("another one got there first")
+        return await apply(tx, steps, now_ms)
+
+    monkeypatch.setattr(sweep, "apply", late)
+    assert await sweep.void_lapsed(db, 0) == [row]
+    assert met == 2
+
+
+async def test_what_is_due_is_found_by_an_index(db: Database) -> None:
+    explain = "EXPLAIN QUERY PLAN " if db.dialect == "sqlite" else "EXPLAIN "
+    async with db.read() as tx:
+        if db.dialect == "postgres":  # the table is empty
+            await tx.execute("SET LOCAL enable_seqscan = off")
+        rows = await tx.fetch(explain + sweep.DUE_ACCOUNTS, 5, 0, 0, 5)
+        plan = " ".join(str(tuple(row)) for row in rows)
+    assert "ix_account_expiring" in plan
 
 
 # --- several processes --------------------------------------------------------------------------
