@@ -134,7 +134,7 @@ class Book:
     accounts: dict[int, AccountState] = field(default_factory=dict)
     holds: dict[GuardKey, HoldRow] = field(default_factory=dict)
     aliases: dict[AliasKey, HoldRow] = field(default_factory=dict)
-    alias_of: dict[int, str] = field(default_factory=dict)
+    names_of: dict[int, set[str]] = field(default_factory=dict)  # aliases, by hold
     closes: dict[int, TransferRow] = field(default_factory=dict)
     leases: dict[int, int] = field(default_factory=dict)  # renewed leases, by hold
     mints: dict[MintKey, LotState] = field(default_factory=dict)

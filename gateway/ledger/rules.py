@@ -70,7 +70,8 @@ def hold(book: Book, step: Hold) -> HoldOutcome:
     account_id, guard, units = step.account_id, step.guard, step.max_units
     key = (account_id, guard.principal, guard.scheme, guard.request_id)
     by_id = book.holds.get(key)
-    if by_id is not None or guard.alias is not None:
+    names = guard.names
+    if by_id is not None or names:
         known = _known(book, step, by_id)
         if known is not None:
             return known
@@ -106,27 +107,28 @@ def hold(book: Book, step: Hold) -> HoldOutcome:
     book.holds[key] = row
     if account_id in book.open_holds:
         insort(book.open_holds[account_id], row, key=lambda each: each.id)
-    if guard.alias is not None:
-        alias = (account_id, guard.principal, guard.alias)
+    for name in names:
+        alias = (account_id, guard.principal, name)
         book.aliases[alias] = row
-        book.alias_of[row.id] = guard.alias
+        book.names_of.setdefault(row.id, set()).add(name)
         book.new_aliases.append((alias, row.id))
     return Held(row, Balance(account.available, account.held))
 
 
 def _known(book: Book, step: Hold, by_id: HoldRow | None) -> HoldOutcome | None:
-    """Applied before? The one-time value decides first, then the alias."""
-    guard, by_alias = step.guard, None
-    if guard.alias is not None:
-        by_alias = book.aliases.get((step.account_id, guard.principal, guard.alias))
-    if by_id is not None:
-        # A one-time value already bound to another alias, or an alias that means another call.
-        bound = book.alias_of.get(by_id.id)
-        if guard.alias is not None and bound is not None and bound != guard.alias:
+    """Applied before? The one-time values decide first, then the alias."""
+    guard, known = step.guard, by_id
+    said = guard.alias or guard.payment
+    if by_id is not None and said is not None:
+        # A one-time value already bound to another alias.
+        bound = book.names_of.get(by_id.id)
+        if bound and said not in bound:
             return Conflict(by_id)
-        if by_alias is not None and by_alias.id != by_id.id:
-            return Conflict(by_id)
-    known = by_id or by_alias
+    for name in guard.names:
+        by_name = book.aliases.get((step.account_id, guard.principal, name))
+        known = known or by_name
+        if known is not None and by_name is not None and by_name.id != known.id:
+            return Conflict(known)  # one of them means another call
     if known is None:
         return None
     if known.content != step.content:

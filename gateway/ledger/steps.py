@@ -28,13 +28,22 @@ class Guard:
 
     ``principal`` is the wallet or key that proved itself, ``scheme`` how, ``request_id`` the
     one-time value of the proof. ``alias`` is an Idempotency-Key or payment-identifier: it finds a
-    request again that came with another one-time value.
+    request again that came with another one-time value. ``payment`` is the one-time value of a
+    payment that came with it, and finds it again in the same way: both are burnt.
     """
 
     principal: str
     scheme: str
     request_id: str
     alias: str | None = None
+    payment: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Under which the request is found, besides its own one-time value."""
+        if self.alias is None and self.payment is None:  # nearly every call
+            return ()
+        return tuple(name for name in (self.payment, self.alias) if name is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ async def load_accounts(tx: Tx, steps: Sequence[Step], now_ms: int | None) -> Bo
     for step in steps:
         if isinstance(step, Close) and not step.if_lapsed:
             ids.add(step.hold.account_id)
-        elif isinstance(step, Hold) and step.guard.alias is None:
+        elif isinstance(step, Hold) and not step.guard.names:
             ids.add(step.account_id)
         else:
             return None
@@ -135,9 +135,7 @@ async def _load_accounts(tx: Tx, book: Book, ids: Collection[int]) -> None:
 
 async def _load_guards(tx: Tx, book: Book, steps: Sequence[Hold]) -> None:
     keys = [(s.guard.request_id, s.guard.principal, s.guard.scheme, s.account_id) for s in steps]
-    aliases = [
-        (s.account_id, s.guard.principal, s.guard.alias) for s in steps if s.guard.alias is not None
-    ]
+    aliases = [(s.account_id, s.guard.principal, name) for s in steps for name in s.guard.names]
     known: dict[int, HoldRow] = {}
     for row in await _holds_by_guard(tx, keys):
         hold = hold_row(row)
@@ -160,7 +158,7 @@ async def _load_guards(tx: Tx, book: Book, steps: Sequence[Hold]) -> None:
     for row in await tx.fetch_any(
         "SELECT hold_id, alias FROM request_alias WHERE hold_id {any}", list(known)
     ):
-        book.alias_of[row["hold_id"]] = row["alias"]
+        book.names_of.setdefault(row["hold_id"], set()).add(row["alias"])
     await load_transfers(tx, book, list(known))
 
 

@@ -70,9 +70,9 @@ async def identify(node: Node, method: str, target: Target, headers: Headers, no
         presented = decode(raw)
     if b"authorization" in named and any(map(is_our_key, named[b"authorization"])):
         raise Problem("identity_unsupported", "Keys are not issued here yet: sign the request.")
-    if signer is not None and presented is not None:
-        require_same_wallet(signer, presented)
-    return Caller(signer, presented, _alias(headers), ceiling_units)
+    caller = Caller(signer, presented, _alias(headers), ceiling_units)
+    require_same_wallet(node, caller)
+    return caller
 
 
 def says_nothing(headers: Headers) -> bool:
@@ -81,12 +81,21 @@ def says_nothing(headers: Headers) -> bool:
     return named.keys().isdisjoint(_SAYING) and named.keys().isdisjoint(PAYMENT_HEADERS)
 
 
-def require_same_wallet(signer: Signer, presented: Presented) -> None:
-    """Raises ``Problem("payer_mismatch")``."""
+def require_same_wallet(node: Node, caller: Caller) -> None:
+    """Refuse a payment of another wallet than the one that signed. A contract is a wallet on its
+    own chain only: elsewhere somebody else may hold the address. Raises
+    ``Problem("payer_mismatch")``."""
+    signer, presented = caller.signer, caller.presented
+    if signer is None or presented is None:
+        return
     payer = presented.authorization.from_
-    if payer != signer.address:
+    _, only_on = caller.wallet or ("", "")
+    if payer != signer.address or (only_on and only_on != node.rails.chain_of(presented).caip2):
+        where = f" on {only_on}" if only_on else ""
         raise Problem(
-            "payer_mismatch", f"The request is signed by {signer.address} and paid by {payer}."
+            "payer_mismatch",
+            f"The request is signed by {signer.address}{where} and paid by {payer} on "
+            f"{presented.network}.",
         )
 
 
@@ -142,8 +151,8 @@ def auth_problem(node: Node, method: str, target: Target, error: AuthError) -> P
 def guard_of(node: Node, caller: Caller) -> ledger.Guard:
     """What this request burns: the one-time value of the strongest proof it carries.
 
-    The payment's own one-time value is an alias of it: shown again, alone or beside a signature
-    made anew, the payment finds the call it paid for and pays for no other. Beside a bare payment
+    A payment's own one-time value is burnt with it: shown again, alone or beside a signature made
+    anew, the payment finds the call it paid for and pays for no other. Beside a bare payment
     an Idempotency-Key is not an alias: it is signed by nobody, and as an id of its own it would
     let one authorization stand for many calls.
     """
@@ -155,10 +164,9 @@ def guard_of(node: Node, caller: Caller) -> ledger.Guard:
         paid_by = f"{scheme}:{caller.presented.authorization.nonce}"
     signer, wallet = caller.signer, caller.wallet
     if signer is not None and wallet is not None:
-        address, chain = wallet
-        principal = f"{chain}:{address}" if chain else address
-        return ledger.Guard(principal, signer.scheme, signer.request_id, caller.alias or paid_by)
+        # The account tells apart who holds the address on which chain, as it does for payers.
+        return ledger.Guard(wallet[0], signer.scheme, signer.request_id, caller.alias, paid_by)
     if caller.presented is None:
         raise ledger.LedgerFault("a request without a proof cannot be guarded")
     auth = caller.presented.authorization
-    return ledger.Guard(auth.from_, scheme, auth.nonce, paid_by)
+    return ledger.Guard(auth.from_, scheme, auth.nonce, payment=paid_by)

@@ -169,9 +169,8 @@ async def _caller(call: _Asked, price: Quote) -> Caller:
             presented = decode_object(message.payment)
             if caller.presented is not None:
                 raise Problem("identity_conflict", "The call carries more than one payment.")
-            if caller.signer is not None:
-                require_same_wallet(caller.signer, presented)
             caller = caller._replace(presented=presented)
+            require_same_wallet(node, caller)
         if caller.presented is not None:
             node.rails.chain_of(caller.presented)
     except Problem as refusal:

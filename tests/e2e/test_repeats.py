@@ -149,6 +149,36 @@ async def test_a_signed_payment_burns_both_its_ids(
     assert gateway.balance(wallet.address) == (left, 0)
 
 
+@BOTH_WAYS
+async def test_a_key_beside_a_signed_payment_does_not_free_the_payment(
+    gateway: Gateway, api: Api, wallet: Wallet, target: str, way: tuple[dict[str, str], int]
+) -> None:
+    """The payment finds its call whatever else was burnt with it, and pays for no other."""
+    prefer, left = way
+    url = gateway.url + target
+    async with gateway.client() as http:
+        await buy(http, wallet)  # so that a second charge would find something
+        paid = {"PAYMENT-SIGNATURE": wallet.pay(offers(await http.get(target))[0]), **prefer}
+        keyed = {"Idempotency-Key": "one"}
+        signed = wallet.sign("GET", url, headers=paid | keyed)
+        once = await http.get(target, headers=signed)
+        assert once.status_code == 200 and "farebox-replayed" not in once.headers
+        for repeat in (
+            paid,
+            wallet.sign("GET", url, headers=paid),
+            wallet.sign("GET", url, headers=keyed),
+            wallet.sign("GET", url, headers=paid | keyed),
+            wallet.sign("GET", url, headers=paid | {"Idempotency-Key": "another"}),
+            signed,
+        ):
+            answer = await http.get(target, headers=repeat)
+            assert answer.status_code == 200, answer.text
+            assert answer.headers["farebox-replayed"] == "true"
+            assert answer.content == once.content
+    assert api.calls(target) == 1
+    assert gateway.balance(wallet.address) == (left, 0)
+
+
 async def test_for_something_else_it_is_a_conflict(
     gateway: Gateway, api: Api, wallet: Wallet, target: str
 ) -> None:

@@ -50,7 +50,7 @@ class Hold:
     account: int
     max: int
     content: bytes
-    alias: str | None
+    aliases: set[str]
     lease_ms: int
     pins: list[tuple[Lot, int]] = field(default_factory=list)
     closed: tuple[str, int] | None = None  # capture or void, and how much
@@ -153,22 +153,22 @@ class Model:
         self,
         name: int,
         account: int,
-        guard: tuple[str, str, str, str | None],
+        guard: tuple[str, str, str, str | None, str | None],
         *,
         content: bytes,
         units: int,
         lease_ms: int,
     ) -> tuple[object, ...]:
-        principal, scheme, value, alias = guard
+        principal, scheme, value, alias, payment = guard
         mine = self.by_value.get((account, principal, scheme, value))
+        paid = self.by_alias.get((account, principal, payment)) if payment else None
         theirs = self.by_alias.get((account, principal, alias)) if alias else None
-        if mine is not None:
-            other_alias = alias is not None and mine.alias is not None and mine.alias != alias
-            if other_alias or (theirs is not None and theirs is not mine):
-                return ("conflict", mine.name)
-        known = mine or theirs
+        known = mine or paid or theirs
         if known is not None:
-            if known.content != content:
+            said = alias or payment
+            unbound = mine is not None and said and mine.aliases and said not in mine.aliases
+            others = any(other is not None and other is not known for other in (paid, theirs))
+            if unbound or others or known.content != content:
                 return ("conflict", known.name)
             return ("repeated", known.name, known.closed)
         if account in self.stopped or self.debt(account):
@@ -176,11 +176,12 @@ class Model:
         available, _ = self.balance(account)
         if units > available:
             return ("short", available, units)
-        hold = Hold(name, account, units, content, alias, self.now_ms + lease_ms)
+        hold = Hold(name, account, units, content, set(), self.now_ms + lease_ms)
         self.holds[name] = hold
         self.by_value[account, principal, scheme, value] = hold
-        if alias:
-            self.by_alias[account, principal, alias] = hold
+        for each in filter(None, (alias, payment)):
+            self.by_alias[account, principal, each] = hold
+            hold.aliases.add(each)
         return ("held", hold.name, *self.balance(account))
 
     def close(

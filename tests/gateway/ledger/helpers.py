@@ -42,11 +42,12 @@ def hold(
     *,
     content: bytes = b"content",
     alias: str | None = None,
+    payment: str | None = None,
     principal: str = "0xprincipal",
     scheme: str = "erc8128",
     lease_ms: int = 60_000,
 ) -> Hold:
-    guard = Guard(principal, scheme, request_id, alias)
+    guard = Guard(principal, scheme, request_id, alias, payment)
     return Hold(account_id, guard, content, max_units, lease_ms, CALL)
 
 

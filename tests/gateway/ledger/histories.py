@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -74,8 +74,10 @@ def _entry(rng: random.Random, *, rare: bool) -> Entry:  # noqa: PLR0911  (a tab
     match kind:
         case "hold":
             alias = f"alias{rng.randrange(60)}" if rng.random() < 0.2 else None
+            payment = f"pay{which}" if which < 60 else None
+            names = (alias, payment)
             lease_ms = rng.choice((5, 100, 60_000))
-            return (kind, account, rng.choice((0, 1, 2, 3, 5, 8, 13, 30)), alias, lease_ms)
+            return (kind, account, rng.choice((0, 1, 2, 3, 5, 8, 13, 30)), names, lease_ms)
         case "close":
             return (kind, which, rng.choice((0, 0.2, 0.5, 0.8, 1, 1, 1)), rng.random() < 0.15)
         case "reclose":
@@ -138,9 +140,9 @@ class Run:
 
     async def _entry(self, entry: Entry) -> None:  # noqa: PLR0912  (a table)
         match entry:
-            case ("hold", account, units, alias, lease_ms):
+            case ("hold", account, units, names, lease_ms):
                 value = f"{self.accounts[0]}-{len(self.requests)}"
-                guard = Guard("0xp", "erc8128", value, alias)
+                guard = Guard("0xp", "erc8128", value, *names)
                 step = Hold(self.accounts[account], guard, b"asked", units, lease_ms, CALL)
                 self.requests.append(step)
                 self.batch.append(step)
@@ -199,10 +201,10 @@ class Run:
             case "content":
                 content = b"something else"
             case "alias":
-                guard = Guard(guard.principal, guard.scheme, guard.request_id, "alias7")
+                guard = replace(guard, alias="alias7")
             case "value":
                 value = f"again-{guard.request_id}"
-                guard = Guard(guard.principal, guard.scheme, value, guard.alias)
+                guard = replace(guard, request_id=value)
             case "account":
                 at = (self.accounts.index(account) + 1) % ACCOUNTS
                 account = self.accounts[at]
@@ -248,7 +250,7 @@ class Run:
         match step:
             case Hold():
                 g = step.guard
-                guard = (g.principal, g.scheme, g.request_id, g.alias)
+                guard = (g.principal, g.scheme, g.request_id, g.alias, g.payment)
                 name = outcome.hold.id if isinstance(outcome, Held) else 0
                 return self.model.hold(
                     name,

@@ -111,6 +111,31 @@ async def test_a_one_time_value_is_bound_to_its_alias(db: Database) -> None:
     assert await one(db, hold(account, "r2", 0, alias="key2")) == Repeated(other, None)
 
 
+async def test_a_payment_and_an_alias_find_the_same_call(db: Database) -> None:
+    account = await open_account(db)
+    row = await held(db, hold(account, "r1", 0, alias="key", payment="p"))
+    again = Repeated(row, None)
+    assert await one(db, hold(account, "p", 0, scheme="x402", payment="p")) == again
+    assert await one(db, hold(account, "r2", 0, payment="p")) == again
+    assert await one(db, hold(account, "r3", 0, alias="key")) == again
+    assert await one(db, hold(account, "r4", 0, alias="key", payment="p")) == again
+    assert await one(db, hold(account, "r5", 0, alias="new", payment="p")) == again
+    assert await one(db, hold(account, "r6", 0, alias="key", payment="new")) == again
+    assert await one(db, hold(account, "r7", 0, payment="p", content=b"x")) == Conflict(row)
+    assert await one(db, hold(account, "r1", 0)) == again
+    assert await one(db, hold(account, "r1", 0, payment="p")) == again
+    assert await scalar(db, "SELECT count(*) FROM hold") == 1
+
+
+async def test_a_payment_for_one_call_and_an_alias_of_another(db: Database) -> None:
+    account = await open_account(db)
+    row = await held(db, hold(account, "r1", 0, payment="p"))
+    other = await held(db, hold(account, "r2", 0, alias="key"))
+    assert await one(db, hold(account, "r3", 0, alias="key", payment="p")) == Conflict(row)
+    assert await one(db, hold(account, "r2", 0, alias="key", payment="p")) == Conflict(other)
+    assert await one(db, hold(account, "r1", 0, alias="key", payment="p")) == Conflict(row)
+
+
 async def test_ids_are_compared_byte_by_byte(db: Database) -> None:
     account = await open_account(db)
     spellings = ["Straße", "STRASSE", "strasse", "e\u0301", "\u00e9", "a", "a ", " a", "A", ""]
