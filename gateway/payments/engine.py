@@ -38,6 +38,7 @@ from gateway.settings import Chain
 ROUND_S: Final = 6  # at least: from the simulation to a block
 _NO_MULTICALL_S: Final = 60
 _ESTIMATE_S: Final = 60  # how long an estimate is believed
+_HAND_OVER_S: Final = 1
 _BATCH_GAS: Final = 60_000  # of a batch beside its calls
 _REREAD_S: Final = 2  # how often to look whether a transaction was replaced
 
@@ -214,7 +215,11 @@ async def _send(rails: Rails, chain: Chain, lane: Lane, batch: list[Waiting]) ->
     task = loop.create_task(_deliver(rails, rpc, lane, prepared, mine))
     lane.in_flight.add(task)
     task.add_done_callback(lane.in_flight.discard)
-    await _hand_over(rpc, prepared)
+    sending = loop.create_task(_hand_over(rpc, prepared))
+    lane.in_flight.add(sending)
+    sending.add_done_callback(lane.in_flight.discard)
+    # In their order, but a node that stalls does not hold up the lane: nonces do not hang on it.
+    await asyncio.wait({sending}, timeout=_HAND_OVER_S)
     return ready.again
 
 

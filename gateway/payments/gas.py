@@ -369,8 +369,9 @@ async def tend_all(rails: Rails) -> None:
 async def _is_due(rails: Rails, chain: Chain, address: str) -> bool:
     async with rails.db.read() as tx:
         now_ms = await tx.now_ms()
-        noted_ms: int | None = await tx.fetchval(
-            "SELECT noted_ms FROM gas_account WHERE network = $1 AND sender = $2",
+        row = await tx.fetchrow(
+            "SELECT noted_ms, balance_gwei, need_gwei FROM gas_account WHERE network = $1"
+            " AND sender = $2",
             chain.caip2,
             address,
         )
@@ -380,7 +381,7 @@ async def _is_due(rails: Rails, chain: Chain, address: str) -> bool:
             chain.caip2,
             address,
         )
-    if noted_ms is None:
+    if row is None:
         async with rails.db.write() as tx:
             await tx.execute(
                 "INSERT INTO gas_account (network, sender, next_nonce) VALUES ($1, $2, 0)"
@@ -390,4 +391,6 @@ async def _is_due(rails: Rails, chain: Chain, address: str) -> bool:
             )
         return True
     late = oldest_ms is not None and oldest_ms <= now_ms - _PATIENCE_MS
-    return late or noted_ms <= now_ms - NOTE_EVERY_MS
+    # One that is short is watched more closely: somebody is on the way to refill it.
+    every_ms = NOTE_EVERY_MS // 12 if _is_short(row, LOW) else NOTE_EVERY_MS
+    return late or row["noted_ms"] <= now_ms - every_ms

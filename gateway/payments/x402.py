@@ -78,13 +78,13 @@ async def pay(
             # claimed anything and this one asks for itself.
             await asyncio.shield(running)
             continue
-        now_s = await _may_pay(rails, chain, auth.from_, came.purpose)
+        now_s, account_id = await _may_pay(rails, chain, auth.from_, came.purpose)
         order = order_of(rails, presented, came, now_s)
         if key in rails.settling:
             continue
         running = rails.settling[key] = asyncio.get_running_loop().create_future()
         try:
-            first = await _settle(rails, order, make_hold)
+            first = await _settle(rails, order, account_id, make_hold)
         finally:
             del rails.settling[key]
             running.set_result(None)
@@ -92,14 +92,16 @@ async def pay(
             return first
 
 
-async def _may_pay(rails: Rails, chain: Chain, payer: str, purpose: str) -> int:
-    """The time in seconds, if money may be taken: not for a call that cannot run, and not from a
-    wallet whose settlements just failed. Raises ``Problem``; nothing was sent."""
+async def _may_pay(rails: Rails, chain: Chain, payer: str, purpose: str) -> tuple[int, int | None]:
+    """The time in seconds and the payer's account, if money may be taken: not for a call that
+    cannot run, and not from a wallet whose settlements just failed. Raises ``Problem``."""
     async with rails.db.read() as tx:
         now_ms = await tx.now_ms()
         blocked = await gas.payer_is_blocked(tx, chain, payer, now_ms)
-        account_id = await wallets.find(tx, payer) if purpose == offers.CALL else None
-        seen = None if account_id is None else await read.account(tx, account_id)
+        account_id = await wallets.find(tx, payer)
+        seen = None
+        if purpose == offers.CALL and account_id is not None:
+            seen = await read.account(tx, account_id)
     if seen is not None and (seen.frozen or seen.debt_units):
         raise Problem("account_frozen", "This account cannot spend now; nothing was sent.")
     if blocked:
@@ -109,7 +111,7 @@ async def _may_pay(rails: Rails, chain: Chain, payer: str, purpose: str) -> int:
             "in an hour.",
             headers={"Retry-After": "3600"},
         )
-    return now_ms // 1_000
+    return now_ms // 1_000, account_id
 
 
 async def _now_s(db: Database) -> int:
@@ -162,7 +164,9 @@ async def _await_end(
     return payment
 
 
-async def _settle(rails: Rails, order: Order, make_hold: MakeHold | None) -> Paid | None:
+async def _settle(
+    rails: Rails, order: Order, account_id: int | None, make_hold: MakeHold | None
+) -> Paid | None:
     """Verify, claim, broadcast, wait, finish. None: another node claimed it meanwhile."""
     rpc = rails.rpcs[order.chain.caip2]
     begun: list[Payment] = []
@@ -179,7 +183,8 @@ async def _settle(rails: Rails, order: Order, make_hold: MakeHold | None) -> Pai
     held = None
     try:
         if handed.receipt is not None:
-            payment, held = await _finish(rails, order, payment, handed.receipt, hold)
+            ending = _Ending(payment, handed.receipt, account_id)
+            payment, held = await _finish(rails, order, ending, hold)
     except (ChainError, DatabaseUnavailable, CommitUnknown) as error:
         # The money may have moved and the mint may even stand; the background loop finds out.
         log.info("payment %s: %s; it is looked at again", payment.id, error)
@@ -312,17 +317,22 @@ def _new_payment(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """A payment whose transaction is in a block, and the payer's account if it has one."""
+
+    payment: Payment
+    receipt: Receipt
+    account_id: int | None
+
+
 async def _finish(
-    rails: Rails,
-    order: Order,
-    payment: Payment,
-    receipt: Receipt,
-    hold: Callable[[int], ledger.Hold] | None,
+    rails: Rails, order: Order, ending: _Ending, hold: Callable[[int], ledger.Hold] | None
 ) -> tuple[Payment, ledger.Outcome | None]:
     """Finish by what the logs say of this very payment. Still processing: not known yet."""
-    auth = order.auth
+    auth, payment = order.auth, ending.payment
     spent = Spent(order.asset, auth.from_, auth.nonce, auth.to)
-    found = METHODS[payment.method].transfer(order.chain.caip2, receipt, spent)
+    found = METHODS[payment.method].transfer(order.chain.caip2, ending.receipt, spent)
     if found is None:
         # A neighbour may have taken it along, or the payer was faster: find out now, and send it
         # alone if it is still good.
@@ -333,7 +343,7 @@ async def _finish(
     async def work(tx: Tx) -> tuple[Payment, ledger.Outcome | None]:
         return await journal.finish(tx, payment.id, transfer, await tx.now_ms(), hold)
 
-    return await together.write(rails.endings, rails.db, work)
+    return await together.write(rails.endings, rails.db, ending.account_id, work)
 
 
 async def _let_go(rails: Rails, payment: Payment) -> None:

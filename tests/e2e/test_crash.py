@@ -311,6 +311,11 @@ async def test_the_payer_cancels_before_our_transaction(
         problem(answer, "invalid_transaction_state")
         assert offers(answer)  # now it is safe to pay anew
         assert outcome(answer)["success"] is False
+        # But not at once: each such payment costs the gateway gas.
+        sent = gateway.sent()
+        fresh = await http.get(target, headers={"PAYMENT-SIGNATURE": wallet.pay(offers(answer)[0])})
+        assert problem(fresh, "rate_limited")["status"] == 429
+        assert (gateway.sent(), len(gateway.payments(wallet.address))) == (sent, 1)
     assert gateway.received() == 0
     assert gateway.transfers(wallet.address) == []
     assert api.calls(target) == 0

@@ -22,6 +22,7 @@ from tests.e2e.stage import new_account, transfers_to
 from tests.fixtures_chain import NETWORK, USDC, FaultyNode
 from tests.gateway.ledger import helpers
 from tests.gateway.payments.parts import PAY_TO, Desk, opened_desk
+from tests.gateway.payments.test_recover import cancel
 
 UNITS = 10_000
 
@@ -301,6 +302,41 @@ async def test_a_payer_with_code_does_not_go_with_others(desk: Desk) -> None:
     for each in outcomes:
         tx_of(each)
     assert desk.net.balance_units(PAY_TO) == 3 * UNITS
+
+
+# --- somebody is faster than our transaction ------------------------------------------------------
+
+
+@pytest.mark.parametrize("company", [0, 3])
+@pytest.mark.parametrize("what", ["cancels", "empties the wallet", "is handed in by a stranger"])
+async def test_between_the_simulation_and_the_block(desk: Desk, what: str, company: int) -> None:
+    """Claimed and signed already. Its own logs are missing, so the chain is asked what became of
+    it: given up on proof, or minted from what moved it. The others do not notice."""
+    payer, *rest = desk.net.accounts[: company + 1]
+    job = desk.job(payer)
+    begin = job.begin
+
+    async def overtaken(tx: Any, at: Any) -> bool:
+        if what == "cancels":
+            cancel(desk.net, payer, job.spends[2])
+        elif what == "empties the wallet":
+            empty(desk.net, payer)
+        else:
+            stranger = desk.net.operator.address
+            desk.net.send(stranger, USDC.address, "0x" + job.call.data.hex())
+        return await begin(tx, at)
+
+    others = [desk.job(each) for each in rest]
+    outcome, *good = await settled(desk, replace(job, begin=overtaken), *others)
+    assert moved(desk, outcome, job) is None
+    for each, other in zip(good, others, strict=True):
+        assert each.tx_hash == outcome.tx_hash  # type: ignore[union-attr]  # both are Handed
+        assert moved(desk, each, other) is not None
+        assert await looked_at(desk, other) == "succeeded"
+    expected = "succeeded" if what == "is handed in by a stranger" else "failed"
+    assert await ended(desk, job) == expected
+    assert len(await desk.minted()) == company + (expected == "succeeded")
+    assert len(await desk.sent_for(job)) == 1
 
 
 # --- a node that stalls ---------------------------------------------------------------------------
