@@ -231,6 +231,12 @@ class Chain(Section):
         (), max_length=20
     )
     """More gas accounts. The load is spread over all; one that is stuck or empty is passed over."""
+    facilitator: Annotated[str, BeforeValidator(lambda v: v and forms.base_url(v))] = ""
+    """Somebody else's, asked to settle our sales before our own gas accounts do."""
+    facilitator_key: Secret | None = None
+    """What it is sent as ``Authorization: Bearer …``."""
+    facilitator_wait_s: Annotated[Seconds, Field(ge=1, le=60)] = 10
+    """How long it may take to answer, and then how long its transaction may take."""
     settle_batch: Annotated[Count, Field(ge=1, le=100)] = 50
     """Most payments that one transaction settles."""
     settle_window_ms: Annotated[Count, Field(ge=0, le=5_000)] = 50

@@ -19,6 +19,15 @@ from gateway.payments.wire import Presented
 from gateway.settings import Chain, Settings
 
 
+@dataclass(slots=True)
+class Remote:
+    """How somebody else's facilitator did lately; times of the event loop's clock."""
+
+    good_until_s: float = float("-inf")
+    rest_until_s: float = float("-inf")
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 @dataclass(frozen=True, slots=True)
 class Rails:
     """What payments need, once per process."""
@@ -31,6 +40,8 @@ class Rails:
     lanes: dict[str, Lane] = field(default_factory=dict)
     # Payments that end at the same time are written at the same time.
     endings: Together = field(default_factory=Together)
+    # Facilitators of others, by CAIP-2; made when first used.
+    remotes: dict[str, Remote] = field(default_factory=dict)
     # Payments being settled by this process, so that a repeat waits for the one that runs.
     settling: dict[AuthKey, asyncio.Future[None]] = field(default_factory=dict)
 

@@ -21,9 +21,11 @@ from chain.sender import Prepared
 from chain.transfers import Transfer
 from gateway import ledger
 from gateway.db import Tx, transact
-from gateway.payments import engine, gas, journal, nonces
+from gateway.payments import engine, gas, journal, nonces, remote
 from gateway.payments.journal import Payment
+from gateway.payments.lane import Begun, Job
 from gateway.payments.methods import METHODS, Method, Spent
+from gateway.payments.nonces import Call
 from gateway.payments.rails import Rails
 from gateway.settings import Chain
 
@@ -48,7 +50,8 @@ async def recover(rails: Rails, payment: Payment) -> str:
         raise Unavailable("rpc_error", f"{payment.asset} is not configured any more")
     async with rails.db.read() as tx:
         sent = await nonces.sent_for(tx, payment.id)
-    if not sent:
+        given = await remote.call_for(tx, payment.id)
+    if not sent and given is None:
         raise ledger.LedgerFault(f"payment {payment.id} has no transaction")
     spent = Spent(asset, payment.payer, payment.auth_nonce, payment.pay_to or chain.pay_to)
     looked_for = _LookedFor(rpc, chain, METHODS[payment.method], spent, payment)
@@ -61,7 +64,38 @@ async def recover(rails: Rails, payment: Payment) -> str:
             return done.state  # or still processing: its block is not deep enough for its amount
 
         return await transact(rails.db, work)
+    if not sent and given is not None:
+        return await _given_away(rails, looked_for, given)
     return await _unfound(rails, looked_for, sent)
+
+
+async def _given_away(rails: Rails, looked_for: _LookedFor, call: Call) -> str:
+    """A facilitator has it and nothing is on chain. It may still send it, so it has failed only
+    once the token would refuse it; until then we hand it in ourselves."""
+    rpc, payment = looked_for.rpc, looked_for.payment
+    number, time_s = await _newest_block(rpc)
+    if await looked_for.method.is_used(rpc, looked_for.spent, hex(number)):
+        if not await _went_elsewhere(looked_for):
+            return "processing"
+        return await _give_up(rails, payment, USED, "was cancelled or went elsewhere")
+    if time_s >= (payment.valid_before_s or 0):
+        code = "invalid_exact_evm_payload_authorization_valid_before"
+        return await _give_up(rails, payment, code, "was not included before it expired")
+    spent = looked_for.spent
+
+    async def nothing(_tx: Tx, _at: Begun) -> bool:
+        return False  # it is claimed already: remote.ourselves begins in its own way
+
+    job = Job(
+        chain=looked_for.chain,
+        call=call,
+        payer=spent.payer,
+        spends=(spent.asset.address, spent.payer, spent.nonce),
+        valid_before_s=payment.valid_before_s or 0,
+        begin=nothing,
+    )
+    await remote.ourselves(rails, job)
+    return "processing"
 
 
 @dataclass(frozen=True, slots=True)

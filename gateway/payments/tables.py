@@ -139,6 +139,16 @@ chain_tx = sa.Table(
     sa.Index("ix_chain_tx_nonce", "network", "sender", "nonce"),
 )
 
+# Given to somebody else's facilitator: the call by which we settle it ourselves if that fails.
+remote_settlement = sa.Table(
+    "remote_settlement",
+    metadata,
+    sa.Column("payment_id", sa.Text, primary_key=True),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.Column("at_ms", BIG, nullable=False),
+)
+
 # A provider's message, stored once by its id before anything is done about it.
 provider_event = sa.Table(
     "provider_event",

@@ -28,7 +28,7 @@ from gateway.db import CommitUnknown, Database, DatabaseUnavailable, Tx, transac
 from gateway.errors import Problem
 from gateway.ledger import read
 from gateway.observe import log
-from gateway.payments import engine, from_credits, gas, journal, offers, recover, together
+from gateway.payments import engine, from_credits, gas, journal, offers, recover, remote, together
 from gateway.payments.journal import AuthKey, Claim, Payment
 from gateway.payments.lane import Begun, Handed, Job
 from gateway.payments.methods import METHODS, Spent
@@ -190,12 +190,28 @@ async def _settle(
         log.info("payment %s: %s; it is looked at again", payment.id, error)
     if payment.state == "processing":
         await _let_go(rails, payment)
+    if handed.receipt is None and order.chain.facilitator:
+        payment = await _by_others(rails, payment)
     return Paid(payment, order.price_units, held, repeat=False, same_presenter=True)
+
+
+async def _by_others(rails: Rails, payment: Payment) -> Payment:
+    """A facilitator may have sent what nobody told us of: look, as long as the caller may wait."""
+    try:
+        return await _await_end(rails, payment, recover.recover)
+    except (ChainError, DatabaseUnavailable, CommitUnknown) as error:
+        log.info("payment %s: %s; it is looked at again", payment.id, error)
+        return payment
 
 
 async def _hand_in(rails: Rails, order: Order, rpc: Rpc, begun: list[Payment]) -> Handed | None:
     """Verify, and let the engine settle. ``begun`` gets the payment as it was written."""
     auth = order.auth
+    if await remote.usable(rails, order.chain):
+        kind = await eip3009.verify(rpc, order.asset, auth, await _now_s(rails.db))
+        whose = "" if kind == "key" else await _chain_of_contract(rpc, order)
+        asked = remote.Order(order.chain, order.asset, auth)
+        return await remote.settle(rails, asked, _job(rails, order, whose, begun), "eip3009")
     if eip3009.signed_by_key(order.chain.network, order.asset, auth):
         # The usual case. Whether the payer has code, in which case its key's signature does not
         # count, and whether the token would take it, is asked with everybody else's.
