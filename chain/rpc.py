@@ -61,6 +61,7 @@ class Rpc:
         self.timeout_ms = timeout_s * 1_000
         self.endpoints = tuple(Endpoint.of(url) for url in urls)
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
         # Addresses known to hold code. Bounded: only tokens of the networks table are asked for.
         self._code_until_ms: dict[str, int] = {}
 
@@ -206,7 +207,8 @@ class Rpc:
             return
 
     async def close(self) -> None:
-        """Close the connections. The object can be used again afterwards."""
+        """Close the connections, for good: a question still under way must open none again."""
+        self._closed = True
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -331,6 +333,8 @@ class Rpc:
             return _result(raw, response.status)
 
     def _http(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise Unavailable("rpc_closed", "this process is stopping")
         if self._session is None:
             import aiohttp
 

@@ -303,6 +303,38 @@ main.add_command(account)
 
 
 @main.command()
+@click.option("--once", is_flag=True, help="Compare everything once; without it, again and again.")
+@common
+def reconcile(once: bool, as_json: bool, config: Path | None) -> None:
+    """Compare the chains, the cards and the books; exit 1 on a difference without a reason."""
+    import time
+
+    from gateway.hands import reconcile as run
+
+    settings = read_settings(config)
+    while True:
+        compared = run(settings)
+        odd = [d for each in compared for d in each["differences"] if not d["explained"]]
+        if as_json:
+            put({"ok": not odd, "compared": compared})
+        else:
+            _show_compared(compared)
+        if once:
+            sys.exit(NO if odd else OK)
+        time.sleep(settings.server.reconcile_s)
+
+
+def _show_compared(compared: list[dict[str, Any]]) -> None:
+    for each in compared:
+        span = "" if each["to_block"] is None else f", blocks to {each['to_block']}"
+        say(f"{each['where']}: {each['transfers']} payments, {each['units']} units{span}")
+        for odd in each["differences"]:
+            mark, colour = ("·", "yellow") if odd["explained"] else ("✗", "red")
+            outside, books = odd["outside_units"], odd["books_units"]
+            say(f"{mark} {odd['kind']} {odd['ref']}: {outside} there, {books} here", fg=colour)
+
+
+@main.command()
 @common
 def version(as_json: bool, config: Path | None) -> None:
     """The version of Farebox and of Python."""

@@ -55,6 +55,9 @@ CODES: Final[dict[str, Code]] = {
     "signature_invalid": Code(401, False, "The signature is wrong"),
     "api_key_required": Code(401, False, "This needs an API key"),
     "identity_unsupported": Code(401, False, "This kind of identity is not accepted here"),
+    "payer_signature_required": Code(
+        401, False, "The wallet that paid has to say who gets the credits"
+    ),
     # 402: money
     "payment_required": Code(402, False, "Payment is required"),
     "insufficient_credits": Code(402, False, "There are not enough credits"),
@@ -104,6 +107,11 @@ CODES: Final[dict[str, Code]] = {
     "unsupported_media_type": Code(415, False, "The body has a type that is not accepted"),
     "rate_limited": Code(429, True, "Too many requests"),
     "headers_too_large": Code(431, False, "The header fields are larger than this gateway takes"),
+    # 422: a transaction that was named, and cannot be credited
+    "transaction_failed": Code(422, False, "The transaction failed on chain"),
+    "transfer_not_found": Code(422, False, "The transaction moved nothing that is taken here"),
+    "transfer_too_old": Code(422, False, "The transaction is older than these books"),
+    "transfer_too_small": Code(422, False, "The transaction moved too little to be credited"),
     # 5xx: us and the upstream
     "internal_error": Code(500, True, "Something went wrong here"),
     "upstream_error": Code(502, True, "The upstream failed; nothing was charged"),

@@ -49,6 +49,8 @@ EXPORTED: Final[tuple[tuple[str, tuple[str, ...], frozenset[str]], ...]] = (
     ("mint_key", ("network", "ref", "n"), frozenset()),
     ("authorization_use", ("network", "asset", "payer", "nonce"), frozenset({"offer"})),
     ("chain_tx", ("network", "tx_hash"), frozenset({"raw"})),
+    ("inbound", ("network", "tx_hash", "n"), frozenset()),
+    ("watched", ("network", "asset", "pay_to"), frozenset()),
     ("house_balance", ("account_id", "writer"), frozenset()),
     ("batch", ("writer", "n"), frozenset()),
 )
@@ -68,6 +70,23 @@ def _with_database(settings: Settings, work: Callable[[Database], Awaitable[T]])
 def migrate(settings: Settings) -> str:
     """Bring the schema up to date; the revision it is at."""
     return _with_database(settings, migrations.migrate)
+
+
+def reconcile(settings: Settings) -> list[dict[str, Any]]:
+    """Everything that ever came in against the books. Raises ``chain.errors.Unavailable``."""
+    from chain.rpc import Rpc
+    from gateway.payments.reconcile import everything
+
+    async def work(db: Database) -> list[dict[str, Any]]:
+        rpcs = {c.caip2: Rpc(c.network, c.rpc, timeout_s=c.rpc_timeout_s) for c in settings.chains}
+        try:
+            done = await everything(db, settings.chains, rpcs, whole=True)
+        finally:
+            for rpc in rpcs.values():
+                await rpc.close()
+        return [each.members() for each in done]
+
+    return _with_database(settings, work)
 
 
 def verify(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.ledger import audit, sweep
 from gateway.node import Node
 from gateway.observe import log
-from gateway.payments import card, gas, journal, recover, watcher
+from gateway.payments import card, gas, journal, reconcile, recover, watcher
 from gateway.payments.journal import Payment
 from gateway.payments.stripe import CardError
 from gateway.settings import Settings
@@ -52,6 +52,7 @@ async def loop(node: Node, *, audits: bool = True) -> None:
     ]
     if audits:
         pieces.append(_every(node, AUDIT_EVERY_S, _audit))
+        pieces.append(_every(node, server.reconcile_s, _reconcile))
     await asyncio.gather(*pieces)
 
 
@@ -173,6 +174,10 @@ async def _purge(node: Node) -> None:
     async with node.db.read() as tx:
         now_ms = await tx.now_ms()
     await sweep.purge_answers(node.db, now_ms - node.settings.server.answer_keep_s * 1000)
+
+
+async def _reconcile(node: Node) -> None:
+    await reconcile.run(node.rails)
 
 
 async def _audit(node: Node) -> None:

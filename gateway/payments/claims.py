@@ -47,18 +47,17 @@ async def authorized_by(tx: Tx, transfer: Transfer) -> tuple[Payment | None, str
     return payment, row["decision"]
 
 
-async def give(  # noqa: PLR0917  (a transfer, to whom, and what was said about it)
+async def give(
     tx: Tx,
     settings: Settings,
     transfer: Transfer,
     recipient: str,
     recipient_chain: str,
-    asked_units: int | None = None,
 ) -> Placed:
     """Credit a transfer to a wallet, as a payment of its own. Any number of times, once.
 
     One that was made by an authorization of a payment finishes that payment instead. ``taken``:
-    it went to another wallet before. ``asked_units``: what the sender says it was to pay.
+    it went to another wallet before.
     """
     now_ms = await tx.now_ms()
     payment, decision = await authorized_by(tx, transfer)
@@ -71,7 +70,7 @@ async def give(  # noqa: PLR0917  (a transfer, to whom, and what was said about 
     span = settings.credits.expire_after
     # An authorization that was paid from credits and broadcast all the same never expires.
     expires = span is not None and decision is None
-    made = _new_payment(transfer, recipient, recipient_chain, asked_units, now_ms)
+    made = _new_payment(transfer, recipient, recipient_chain, now_ms)
     made = replace(made, expires_ms=span.after_ms(now_ms) if expires and span else None)
     await journal.insert(tx, made)
     whose_is = For(recipient, recipient_chain, SOURCE, made.id, made.expires_ms)
@@ -86,9 +85,7 @@ async def _finish(
     return Placed(row, taken=(row.recipient, row.recipient_chain) != whose)
 
 
-def _new_payment(
-    transfer: Transfer, recipient: str, recipient_chain: str, asked: int | None, now_ms: int
-) -> Payment:
+def _new_payment(transfer: Transfer, recipient: str, recipient_chain: str, now_ms: int) -> Payment:
     return Payment(
         id=journal.new_id(),
         provider=PROVIDER,
@@ -99,7 +96,7 @@ def _new_payment(
         recipient_chain=recipient_chain,
         network=transfer.network,
         asset=transfer.asset,
-        amount_units=asked or transfer.value_units,
+        amount_units=transfer.value_units,
         expires_ms=None,
         auth_nonce=None,
         valid_before_s=None,

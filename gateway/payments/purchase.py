@@ -86,7 +86,7 @@ def shown(settings: Settings, payment: Payment, minted_units: int | None) -> dic
         "updated_at_ms": payment.updated_at_ms,
         "error": payment.error_code,
     }
-    if payment.provider == "x402":
+    if payment.provider in ("x402", "deposits"):
         view |= {"network": payment.network, "transaction": payment.tx_hash}
     if minted_units is not None:
         view |= {

@@ -12,16 +12,20 @@ from gateway import forms
 from gateway.db import DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.ledger import read
+from gateway.limits import client_of
 from gateway.node import Node, unavailable
 from gateway.own import amount, answer, body_of, caller_of, node_of, object_of
-from gateway.payments import card, challenge, journal, offers, purchase, x402
+from gateway.payments import by_hash, card, challenge, journal, offers, purchase, x402
 from gateway.payments.order import CameWith
 from gateway.payments.rails import content_hash
 from gateway.payments.wire import Presented
 from gateway.proxy import replies
 from gateway.proxy.target import from_scope
 
-_PURCHASE = frozenset(("amount_usd", "credits", "wallet_address", "payment_method", "request_id"))
+_PURCHASE = by_hash.MEMBERS | frozenset(
+    ("amount_usd", "credits", "wallet_address", "payment_method", "request_id")
+)
+_BY_HASH = forms.RateLimit(60, 60)
 _CARD = frozenset(("amount_usd", "credits", "wallet_address"))
 
 
@@ -30,6 +34,11 @@ async def buy(request: Request) -> Response:
     node = node_of(request)
     body = await body_of(request)
     wanted = object_of(body, _PURCHASE)
+    if "transaction_hash" in wanted:
+        return await _by_hash(request, node, body, wanted)
+    extra = sorted(by_hash.MEMBERS & wanted.keys())
+    if extra:
+        raise Problem("invalid_request", f"{extra[0]} belongs to a transaction_hash.")
     units = purchase.amount_of(node.settings, wanted)
     method = wanted.get("payment_method", "x402")
     if method == "card":
@@ -63,6 +72,43 @@ async def buy(request: Request) -> Response:
     return await _bought(node, asked, now, units, caller.presented, paid)
 
 
+async def _by_hash(request: Request, node: Node, body: bytes, wanted: dict[str, Any]) -> Response:
+    """Money that was sent already. The log is the proof; an identity is not needed."""
+    if wanted.get("payment_method", "x402") != "x402":
+        raise Problem("invalid_request", "A transaction hash is no card payment.")
+    caller = await caller_of(request, body)
+    if caller.presented is not None:
+        raise Problem("invalid_request", "Send a payment or a transaction hash, not both.")
+    recipient = _wallet(wanted) if "wallet_address" in wanted else None
+    asked = by_hash.parse(node.settings, wanted, recipient)
+    done = await by_hash.known(node.rails, asked)
+    if done is None:
+        await _count(request, node)
+        done = await by_hash.credit(node.rails, asked, node.eth_call)
+    if not done.minted:
+        raise replies.pending(node, done.payment, status=202)
+    headers = dict(replies.payment_receipt(node, done.payment).headers)
+    if done.repeat:
+        headers["Farebox-Replayed"] = "true"
+    return answer(200, by_hash.shown(node.settings, asked, done), headers)
+
+
+async def _count(request: Request, node: Node) -> None:
+    """Each address may have us ask the nodes so often. Raises ``Problem("rate_limited")``."""
+    peer, _ = request.scope["client"] or ("", 0)
+    trusted = node.settings.server.trusted_proxies
+    client = client_of(peer, request.scope["headers"], trusted)
+    if not client.single:
+        return
+    standing = await node.limits.take(f"by-hash:{client.address}", _BY_HASH)
+    if not standing.allowed:
+        raise Problem(
+            "rate_limited",
+            f"More than {_BY_HASH.count} questions about transactions within a minute.",
+            headers={"Retry-After": str(-(-standing.reset_ms // 1000))},
+        )
+
+
 def _refused(  # noqa: PLR0917
     node: Node,
     asked: offers.Asked,
@@ -90,7 +136,7 @@ async def _bought(  # noqa: PLR0917
     paid: x402.Paid,
 ) -> Response:
     payment = paid.payment
-    if payment.state == "failed":
+    if payment.state in ("failed", "reversed"):
         failure = Problem(
             payment.error_code or "settlement_failed", payment.error_detail or "It failed."
         )
