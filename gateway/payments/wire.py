@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +20,8 @@ from wallet_auth.strict import base64_bytes, json_object
 
 PAYMENT_HEADERS: Final = (b"payment-signature", b"x-payment", b"payment")
 MAX_HEADER_BYTES: Final = 24_000
+IDENTIFIER: Final = "payment-identifier"
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Presented:
     amount: str | None = None
     timeout_s: int | None = None
     offer: str | None = None
+    identifier: str | None = None  # of the payment-identifier extension; signed by nobody
 
 
 def payment_header(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
@@ -99,7 +103,22 @@ def _decode_v2(body: dict[str, Any]) -> Presented:
         amount=_text(accepted, "amount"),
         timeout_s=timeout if isinstance(timeout, int) and not isinstance(timeout, bool) else None,
         offer=offer,
+        identifier=_identifier(body.get("extensions")),
     )
+
+
+def _identifier(extensions: Any) -> str | None:
+    found = extensions
+    for name in (IDENTIFIER, "info", "id"):
+        found = found.get(name) if isinstance(found, dict) else None
+    if found is None:
+        return None
+    if not isinstance(found, str) or not _ID.fullmatch(found):
+        raise Problem(
+            "invalid_payload",
+            "The payment identifier is 16 to 128 letters, digits, hyphens and underscores.",
+        )
+    return found
 
 
 def _text(table: dict[str, Any], name: str) -> str:

@@ -13,6 +13,7 @@ from gateway import ledger
 from gateway.errors import NextAction, Problem
 from gateway.fields import by_name, values
 from gateway.node import Node, unavailable
+from gateway.payments.identifier import alias_of
 from gateway.payments.wire import PAYMENT_HEADERS, Presented, decode, payment_header
 from gateway.proxy.headers import is_our_key
 from gateway.proxy.siwx import prove
@@ -152,21 +153,23 @@ def guard_of(node: Node, caller: Caller) -> ledger.Guard:
     """What this request burns: the one-time value of the strongest proof it carries.
 
     A payment's own one-time value is burnt with it: shown again, alone or beside a signature made
-    anew, the payment finds the call it paid for and pays for no other. Beside a bare payment
+    anew, the payment finds the call it paid for and pays for no other. Its payment-identifier is
+    an alias, which another authorization of the same wallet may have too. Beside a bare payment
     an Idempotency-Key is not an alias: it is signed by nobody, and as an id of its own it would
     let one authorization stand for many calls.
     """
-    scheme, paid_by = "", None
+    scheme, paid_by, alias = "", None, caller.alias
     if caller.presented is not None:
         chain_settings = node.rails.chain_of(caller.presented)
         asset = caller.presented.asset or chain_settings.network.usdc.address
         scheme = f"x402:{chain_settings.caip2}:{asset}"
         paid_by = f"{scheme}:{caller.presented.authorization.nonce}"
+        alias = alias or alias_of(caller.presented)
     signer, wallet = caller.signer, caller.wallet
     if signer is not None and wallet is not None:
         # The account tells apart who holds the address on which chain, as it does for payers.
-        return ledger.Guard(wallet[0], signer.scheme, signer.request_id, caller.alias, paid_by)
+        return ledger.Guard(wallet[0], signer.scheme, signer.request_id, alias, paid_by)
     if caller.presented is None:
         raise ledger.LedgerFault("a request without a proof cannot be guarded")
     auth = caller.presented.authorization
-    return ledger.Guard(auth.from_, scheme, auth.nonce, payment=paid_by)
+    return ledger.Guard(auth.from_, scheme, auth.nonce, alias_of(caller.presented), payment=paid_by)

@@ -22,7 +22,7 @@ from gateway.limits import Client
 from gateway.middleware import Outgoing
 from gateway.money import format_usd, parse_usd
 from gateway.node import Node, unavailable
-from gateway.payments import challenge, from_credits, offers, x402
+from gateway.payments import challenge, from_credits, identifier, offers, x402
 from gateway.payments.from_credits import MakeHold
 from gateway.payments.order import CameWith
 from gateway.payments.rails import content_hash
@@ -288,7 +288,10 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
     refuse_uncharged(node, payer, request.client)  # before anybody's money moves
     came = CameWith(_asked(request, price), offers.CALL, content)
     try:
-        spent = await _from_credits(node, request, presented, came, hold)
+        spent = None
+        if caller.signer is None:
+            spent = await identifier.find(node.rails, presented, came)
+        spent = spent or await _from_credits(node, request, presented, came, hold)
         if spent is not None:
             return await _take_spent(node, request, caller, price, spent, hold)
         paid = await x402.pay(node.rails, presented, came, hold)

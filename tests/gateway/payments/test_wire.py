@@ -162,10 +162,23 @@ def test_what_a_client_writes_is_what_is_read(
 
 def test_members_that_are_not_known_are_passed_over() -> None:
     """Extensions are echoed by official clients, and v2 payloads have a resource."""
-    body = v2() | {"extensions": {"payment-identifier": {"info": {"id": "x" * 20}}}}
+    body = v2() | {"extensions": {"bazaar": {"info": {"id": "x" * 20}}}}
     body["accepted"]["note"] = [1, 2.5, None]
     body["payload"]["more"] = {"a": 1}
     assert decode(packed(body)) == decode(packed(v2()))
+
+
+def test_the_identifier_of_a_payment() -> None:
+    known: dict[str, bool] = VECTORS["payment_identifier"]["id_validity"]
+    for text, good in known.items():
+        body = v2() | {"extensions": {"payment-identifier": {"info": {"id": text}}}}
+        if good:
+            assert decode(packed(body)).identifier == text
+        else:
+            with pytest.raises(Problem, match="invalid_payload"):
+                decode(packed(body))
+    for odd in (None, 7, [], {"payment-identifier": 7}, {"payment-identifier": {"info": {}}}):
+        assert decode(packed(v2() | {"extensions": odd})).identifier is None
 
 
 @pytest.mark.parametrize("vector", VECTORS["valid"], ids=lambda v: v["name"])
