@@ -8,7 +8,6 @@ says nothing about any of them: their logs do.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -74,8 +73,7 @@ async def having_code(rpc: Rpc, addresses: Sequence[str]) -> list[bool]:
     except (NodeError, Reverted):
         told = b""  # a node that does not run calls without a receiver
     if len(told) != len(addresses) or any(byte > 1 for byte in told):
-        codes = await asyncio.gather(*(rpc.code(address) for address in addresses))
-        return [bool(code) for code in codes]
+        return [bool(await rpc.code(address)) for address in addresses]
     return [byte == 1 for byte in told]
 
 

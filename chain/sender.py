@@ -17,6 +17,7 @@ from chain import receipts
 from chain.errors import NodeError, Rejected, Reverted, Unavailable, Unknown
 from chain.receipts import Receipt
 from chain.rpc import Rpc
+from chain.waiting import all_of
 from wallet_auth.keys import address_of, keccak256, private_key, sign_digest
 
 MAX_GAS: Final = 500_000  # a payer whose wallet needs more is refused: the gateway pays for it
@@ -79,7 +80,7 @@ class Market:
 
 async def market(rpc: Rpc, gas_account: str) -> Market:
     """Read what it takes to sign for a gas account now."""
-    block, tip, pending = await asyncio.gather(
+    block, tip, pending = await all_of(
         rpc.call("eth_getBlockByNumber", ["latest", False]),
         rpc.call("eth_maxPriorityFeePerGas", []),
         rpc.call_each("eth_getTransactionCount", [gas_account, "pending"], 2),
@@ -126,7 +127,7 @@ async def fees(
     max_fee_wei: int | None = None,
 ) -> Fees:
     """``gas_limit`` and ``market`` together: all that is needed to sign one call."""
-    limit, now = await asyncio.gather(
+    limit, now = await all_of(
         gas_limit(rpc, gas_account, to, data, max_gas=max_gas), market(rpc, gas_account)
     )
     return now.fees(limit, max_fee_wei)

@@ -26,6 +26,7 @@ from chain.errors import ChainError, Rejected, Reverted, Unavailable, Unknown
 from chain.receipts import Receipt
 from chain.rpc import Rpc
 from chain.sender import Market, Prepared
+from chain.waiting import all_of
 from gateway.db import CommitUnknown, DatabaseUnavailable, Tx, transact
 from gateway.observe import log
 from gateway.payments import gas, journal, nonces
@@ -243,7 +244,7 @@ async def _hand_over(rpc: Rpc, prepared: Prepared) -> None:
 async def _ready(rpc: Rpc, lane: Lane, account: GasAccount, batch: list[Waiting]) -> _Sendable:
     """Ask the chain who of a batch would succeed now, and what that takes. The others are told."""
     unknown = [waiting for waiting in batch if not waiting.job.code_known]
-    simulated, now, codes = await asyncio.gather(
+    simulated, now, codes = await all_of(
         _simulated(rpc, lane, account, batch),
         sender.market(rpc, account.address),
         multicall.having_code(rpc, [waiting.job.payer for waiting in unknown]),
@@ -394,7 +395,7 @@ async def again(rails: Rails, chain: Chain, payment_id: str, sent: Sequence[Prep
     rpc = rails.rpcs[chain.caip2]
     async with rails.db.read() as tx:
         call = await nonces.call_for(tx, payment_id, sent[0])
-    limit, now = await asyncio.gather(
+    limit, now = await all_of(
         sender.gas_limit(rpc, account.address, call.to, call.data),
         sender.market(rpc, account.address),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from chain.errors import Rejected, Reverted, Unavailable, Unknown
 from chain.rpc import Rpc
 from chain.schemes import eip3009
 from chain.sender import Fees, Prepared
+from chain.waiting import all_of
 from tests.fixtures_chain import NETWORK, USDC, FaultyNode, payment
 
 PAY_TO = "0x00000000000000000000000000000000000feeed"
@@ -314,3 +316,27 @@ async def test_a_failed_transaction_has_a_receipt_and_no_transfer(
     receipt = await sender.wait(rpc, prepared.tx_hash, 10)
     assert receipt is not None and not receipt.succeeded
     assert await transfers.transfers_of(rpc, prepared.tx_hash, USDC, PAY_TO) == []
+
+
+async def test_no_question_outlives_the_answer() -> None:
+    """What goes on asking after a fault opens connections that nobody closes any more."""
+    ended: list[str] = []
+
+    async def slow(name: str) -> str:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(name)
+        return name
+
+    async def broken() -> str:
+        await asyncio.sleep(0)
+        raise Unavailable("rpc_unreachable", "nobody is there")
+
+    async def quick(value: int) -> int:
+        return value
+
+    with pytest.raises(Unavailable):
+        await all_of(slow("one"), broken(), slow("two"))
+    assert ended == ["one", "two"]
+    assert await all_of(quick(1), quick(2)) == (1, 2)
