@@ -28,8 +28,8 @@ from anvil.process import (
     stop,
     wait_listening,
 )
-from chain.eth import checksum
 from chain.networks import NETWORKS
+from wallet_auth.keys import checksum
 
 __all__ = ["Account", "Devnet", "DevnetError", "devnet", "run", "running"]
 

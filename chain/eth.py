@@ -1,8 +1,8 @@
-"""Small pure pieces of Ethereum: ABI words, checksums, strict hex.
+"""Small pure pieces of Ethereum: ABI words, strict hex.
 
 Written by hand because the general libraries take a third of a second to import and this is all
-that is used of them; the tests compare each with eth_abi and eth_utils. Hashes, keys and
-signatures are in ``wallet_auth/keys.py``.
+that is used of them; the tests compare each with eth_abi and eth_utils. Hashes, keys,
+signatures and checksums are in ``wallet_auth/keys.py``.
 """
 
 from __future__ import annotations
@@ -44,15 +44,6 @@ def read_string(data: bytes) -> str:
 
 
 @lru_cache(maxsize=4_096)  # bounded: some addresses come from callers; most are the few configured
-def checksum(address: str) -> str:
-    """The mixed-case form of EIP-55, for people and for libraries that insist on it."""
-    lower = address[2:].lower()
-    digest = keccak256(lower.encode()).hex()
-    return "0x" + "".join(
-        c.upper() if int(d, 16) >= 8 else c for c, d in zip(lower, digest, strict=False)
-    )
-
-
 def is_address(value: object) -> bool:
     """Whether this is ``0x`` and 40 hex digits, in any case of letters."""
     return isinstance(value, str) and _ADDRESS.fullmatch(value) is not None

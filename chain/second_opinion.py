@@ -22,11 +22,11 @@ from urllib.parse import urlsplit
 
 from chain import sender, tokens
 from chain.errors import Unavailable
-from chain.eth import checksum
 from chain.networks import Asset, Network
 from chain.rpc import Rpc
 from chain.schemes import eip3009
 from wallet_auth import keys
+from wallet_auth.keys import checksum
 
 Pair = tuple[object, object]  # ours and theirs
 Probe = tuple[str, Callable[[], Pair]]

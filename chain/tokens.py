@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import dataclass
 
 from chain.errors import Reverted, Unavailable
-from chain.eth import checksum, read_string, selector
+from chain.eth import read_string, selector
 from chain.networks import Asset, Network
 from chain.rpc import Rpc
-from wallet_auth.keys import address_word, eip712_domain
+from wallet_auth.keys import address_word, checksum, eip712_domain
 
 
 @dataclass(frozen=True, slots=True)

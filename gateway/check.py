@@ -298,7 +298,7 @@ async def _providers(chain: Chain, rpc: Rpc) -> AsyncIterator[Finding]:
 
 async def _settlers(chain: Chain, rpc: Rpc) -> AsyncIterator[Finding]:
     """Whether settlements can be paid for: by every gas account."""
-    from chain.eth import checksum
+    from wallet_auth.keys import checksum
 
     name = f"settler {chain.name}"
     senders = _settler_addresses(chain)

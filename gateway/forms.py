@@ -94,7 +94,9 @@ def address(value: object) -> str:
         raise ValueError("should be an address: 0x and 40 hexadecimal digits")
     digits = value[2:]
     if digits not in (digits.lower(), digits.upper()):
-        from chain.eth import checksum  # brings the hash library: not for `farebox --help`
+        from wallet_auth.keys import (
+            checksum,  # brings the hash library: not for `farebox --help`
+        )
 
         if checksum(value.lower()) != value:
             raise ValueError(

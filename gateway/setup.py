@@ -18,8 +18,7 @@ def settler_key(path: Path) -> str | None:
 
     The file is readable by its owner alone.
     """
-    from chain.eth import checksum
-    from wallet_auth.keys import address_of, private_key
+    from wallet_auth.keys import address_of, checksum, private_key
 
     key = "0x" + secrets.token_hex(32)
     try:

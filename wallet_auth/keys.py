@@ -100,8 +100,8 @@ def address_of(key: PrivateKey | PublicKey) -> str:
     return "0x" + keccak256(public.format(compressed=False)[1:])[12:].hex()
 
 
-def checksum_address(address: str) -> str:
-    """The mixed-case spelling of EIP-55, which some libraries insist on."""
+def checksum(address: str) -> str:
+    """The mixed-case spelling of EIP-55, for people and for libraries that insist on it."""
     digits = address[2:].lower()
     marks = keccak256(digits.encode()).hex()
     return "0x" + "".join(

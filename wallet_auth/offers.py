@@ -196,8 +196,8 @@ def authorize(
         "x402Version": 2,
         "payload": {
             "authorization": {
-                "from": keys.checksum_address(payer),
-                "to": keys.checksum_address(offer.pay_to),
+                "from": keys.checksum(payer),
+                "to": keys.checksum(offer.pay_to),
                 "value": str(offer.amount),
                 "validAfter": "0",
                 "validBefore": str(valid_before_s),

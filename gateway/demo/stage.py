@@ -27,11 +27,10 @@ import httpx
 
 from anvil.devnet import Devnet, DevnetError, Options, devnet
 from anvil.process import tied
-from chain.eth import checksum
 from gateway.config import ConfigError, environ
 from gateway.demo.fakestripe import FakeStripe
 from gateway.demo.upstreams import SampleApi
-from wallet_auth.keys import address_of, private_key
+from wallet_auth.keys import address_of, checksum, private_key
 
 CHAIN_PORT: Final = 8545
 GATEWAY_PORT: Final = 8402

@@ -16,7 +16,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from chain.eth import checksum
 from gateway import ledger
 from gateway.accounts import wallets
 from gateway.db import Database, Tx, WriteConflict, transact
@@ -28,6 +27,7 @@ from gateway.payments import journal, stripe, stripe_facts
 from gateway.payments.journal import Payment
 from gateway.payments.stripe_facts import Event, Expected, Fact, Picture
 from gateway.settings import Settings
+from wallet_auth.keys import checksum
 
 PROVIDER = "stripe"
 

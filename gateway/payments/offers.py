@@ -293,7 +293,7 @@ def _around_token(  # noqa: PLR0917  (the members, in their order)
     name: str,
     version: str,
 ) -> tuple[str, str]:
-    from chain.eth import checksum
+    from wallet_auth.keys import checksum
 
     text = json.dumps(
         {
@@ -313,7 +313,7 @@ def _around_token(  # noqa: PLR0917  (the members, in their order)
 
 def requirements_v1(terms: Terms, resource: str, description: str) -> dict[str, Any]:
     """x402 v1 PaymentRequirements: short network name, camelCase, no token."""
-    from chain.eth import checksum
+    from wallet_auth.keys import checksum
 
     asset = _asset(terms)
     return {

@@ -92,8 +92,8 @@ def _static_url(name: str) -> str:
 def _templates() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from chain.eth import checksum
     from gateway.money import format_usd
+    from wallet_auth.keys import checksum
 
     made = Environment(
         loader=FileSystemLoader(_HERE / "templates"),

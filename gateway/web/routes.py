@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from chain.eth import checksum
 from gateway import forms
 from gateway.errors import Problem
 from gateway.node import Node
@@ -19,6 +18,7 @@ from gateway.own import answer, body_of, node_of
 from gateway.payments import card, journal, stripe
 from gateway.payments.journal import Payment
 from gateway.web import pages, shop
+from wallet_auth.keys import checksum
 
 LOOK_S: Final = 5.0  # how long the page of a payment waits for Stripe before it shows what we know
 _FORM: Final = "application/x-www-form-urlencoded"

@@ -19,10 +19,10 @@ from eth_account import Account as Signer
 from anvil import multicall3, usdc
 from anvil.devnet import CHAIN_ID, Account, Devnet, DevnetError, Options, devnet, running
 from anvil.process import find_binary, tied
-from chain.eth import bytes_tail, checksum, selector, uint_word
+from chain.eth import bytes_tail, selector, uint_word
 from chain.networks import NETWORKS
 from tests.fixtures_chain import USDC, payment, typed_data
-from wallet_auth.keys import address_of, address_word, keccak256, private_key
+from wallet_auth.keys import address_of, address_word, checksum, keccak256, private_key
 
 ROOT = Path(__file__).parents[2]
 

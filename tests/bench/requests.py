@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from anvil.devnet import Account
-from chain.eth import checksum
 from tests.e2e.wallet import Wallet
 from wallet_auth import keys
+from wallet_auth.keys import checksum
 from wallet_auth.signing import sign_request
 
 BODY = json.dumps({"q": "x" * 1000}).encode()

@@ -35,7 +35,7 @@ def test_personal_signatures_are_those_of_eth_account(message: bytes, secret: by
     assert digest == bytes(theirs.message_hash)
     assert keys.sign_digest(key, digest) == bytes(theirs.signature)
     assert keys.recover(digest, bytes(theirs.signature)) == keys.address_of(key)
-    assert keys.checksum_address(keys.address_of(key)) == Account.from_key(secret).address
+    assert keys.checksum(keys.address_of(key)) == Account.from_key(secret).address
 
 
 def test_typed_data_is_that_of_eth_account() -> None:

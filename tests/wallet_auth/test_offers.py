@@ -246,7 +246,7 @@ def test_a_payment_echoes_what_was_asked() -> None:
     assert (payload["resource"], payload["extensions"]) == (asked["resource"], asked["extensions"])
     assert payload["x402Version"] == 2
     assert payload["payload"]["authorization"] == {
-        "from": keys.checksum_address(ADDRESS),
+        "from": keys.checksum(ADDRESS),
         "to": PAY_TO,
         "value": "10000",
         "validAfter": "0",

@@ -43,7 +43,7 @@ def answer(extension: dict[str, Any], key: str = KEY, **changed: Any) -> dict[st
     private = keys.private_key(key)
     payload = {
         **extension["info"],
-        "address": keys.checksum_address(keys.address_of(private)),
+        "address": keys.checksum(keys.address_of(private)),
         "chainId": extension["supportedChains"][0]["chainId"],
         "type": "eip191",
         **changed,

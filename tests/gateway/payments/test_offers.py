@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chain.eth import checksum
 from chain.networks import NETWORKS
 from gateway.db import Database
 from gateway.errors import Problem
@@ -21,6 +20,7 @@ from gateway.payments import offers
 from gateway.payments.offers import CALL, CREDITS, Asked, Keys, Opened, Terms, seal, unseal
 from gateway.settings import Settings
 from tests.gateway.payments.parts import KEYS, PAY_TO, SETTLER_KEY, settings_for
+from wallet_auth.keys import checksum
 
 NOW_S = 1_800_000_000
 EXPIRY_S = NOW_S + 120
