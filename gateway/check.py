@@ -1,4 +1,4 @@
-"""``farebox check`` and ``farebox routes``: is the configuration true, and what does it mean.
+"""``farebox check``: is the configuration true, and what does it mean.
 
 Reaches everything the configuration names, changes nothing. Each finding is ``ok``, ``warn``
 (worth a look) or ``fail`` (this deployment cannot work like this).
@@ -12,10 +12,11 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 from gateway.errors import Problem
+from gateway.price_table import table
 from gateway.settings import NO_EFFECT, Chain, Section, Settings, Upstream
 
 if TYPE_CHECKING:
@@ -146,29 +147,6 @@ def _price_of(settings: Settings, target: str) -> Finding:
         terms = found.price.describe()
         return Finding(name, "ok", f"{found.id}: {terms.get('price', terms)}")
     return Finding(name, "ok", f"MCP server {found.upstream}: priced by tool")
-
-
-def table(settings: Settings) -> list[dict[str, Any]]:
-    """The priced routes and tools, in the order they are tried."""
-    from gateway.pricing.rules import compile_price
-
-    rows = []
-    for upstream in settings.upstreams:
-        priced = [(route.match, route.price) for route in upstream.routes]
-        priced += [(f"tool {name}", price) for name, price in upstream.tools]
-        for match, price in priced:
-            terms = compile_price(price).describe()
-            text = "free" if terms.get("price_units") == 0 else terms.get("price", terms["rule"])
-            rows.append(
-                {
-                    "upstream": upstream.name,
-                    "mount": upstream.mount,
-                    "match": match,
-                    "price_text": text,
-                    "price": terms,
-                }
-            )
-    return rows
 
 
 async def _database(settings: Settings) -> Finding:

@@ -164,15 +164,16 @@ def check(target: str | None, as_json: bool, config: Path | None) -> None:
 @common
 def routes(as_json: bool, config: Path | None) -> None:
     """The priced route table."""
-    from gateway.check import table
+    from gateway.price_table import table
 
     rows = table(read_settings(config))
     if as_json:
         for row in rows:
             put(row)
         return
-    shown = [[str(row[key]) for key in ("upstream", "match", "price_text")] for row in rows]
-    widths = [max(len(line[i]) for line in shown) for i in range(3)]
+    columns = ("upstream", "match", "price_text", "failed_if_text")
+    shown = [[str(row[key]) for key in columns] for row in rows]
+    widths = [max(len(line[i]) for line in shown) for i in range(4)]
     for line in shown:
         say("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -118,3 +122,24 @@ def answer(status: int, value: object, headers: dict[str, str] | None = None) ->
     from starlette.responses import JSONResponse
 
     return JSONResponse(value, status, {"Cache-Control": "no-store", **(headers or {})})
+
+
+# What spreadsheet programs take for the beginning of a formula. A number is not one.
+_FORMULA: Final = re.compile(r"(?!-[0-9]+(?:\.[0-9]+)?\Z)[=+\-@\t\r]")
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table (RFC 4180) with a line of names.
+
+    Cells hold texts of callers, and are opened by programs that run some of them: those begin with
+    an apostrophe here. Numbers stay numbers.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(row[name]) for name in columns] for row in rows)
+    return out.getvalue()
+
+
+def _cell(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value

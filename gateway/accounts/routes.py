@@ -125,6 +125,9 @@ async def lots(request: Request) -> Response:
                     "payer": row.payer,
                     **amount(node, "minted", row.minted_units),
                     **amount(node, "remaining", row.remaining_units),
+                    **amount(node, "reversed", row.reversed_units),
+                    **amount(node, "frozen", row.claim_units - row.reversed_units),
+                    **amount(node, "short", row.short_units),
                     "expires_at_ms": None if row.expires_ms >= ledger.NEVER else row.expires_ms,
                     "state": row.state,
                 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -14,7 +12,7 @@ from starlette.routing import Route
 from gateway.errors import NextAction, Problem
 from gateway.ledger import activity, read
 from gateway.node import Node
-from gateway.own import amount, answer, body_of, bound_caller, node_of, number_of
+from gateway.own import amount, answer, body_of, bound_caller, csv_text, node_of, number_of
 from gateway.proxy.replies import receipt_of_call
 from gateway.proxy.runs import NAME
 
@@ -95,16 +93,12 @@ async def requests(request: Request) -> Response:
 def _table(
     node: Node, request: Request, rows: list[dict[str, Any]], next_cursor: int | None
 ) -> Response:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\r\n")  # RFC 4180
-    writer.writeheader()
-    writer.writerows(rows)
     headers = {"Cache-Control": "no-store", "Content-Disposition": "attachment"}
     if next_cursor is not None:
         query = urlencode(dict(request.query_params) | {"cursor": str(next_cursor)})
         url = f"{node.settings.server.public_url}{_LIST}?{query}"
         headers["Link"] = f'<{url}>; rel="next"'
-    return Response(out.getvalue(), 200, headers, "text/csv")
+    return Response(csv_text(COLUMNS, rows), 200, headers, "text/csv")
 
 
 async def run_total(request: Request) -> Response:

@@ -345,6 +345,8 @@ def _warnings(mounts: Sequence[_Mount]) -> Iterable[str]:
     for mount in mounts:
         for i, (route, pattern) in enumerate(mount.compiled):
             yield from _shadows(mounts, mount, route, pattern)
+            if route.free and (route.failed_if != Rules() or route.retry_safe):
+                yield f"{route.id} is free: its failed_if and retry_safe have no effect"
             for earlier, wide in mount.compiled[:i]:
                 if earlier.method in ("*", route.method) and covers(wide, pattern):
                     yield f"{route.id} is never reached: {earlier.id} stands before it"

@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 
 from anvil.devnet import Devnet
+from gateway.db import Database
+from gateway.ledger import Freeze, Reverse, Step, Unfreeze, apply
 from tests.e2e.stage import CHEAP_UNITS, PRICE_UNITS, Gateway
 from tests.e2e.wallet import Wallet, buy, new_wallet, offers, problem
 
@@ -74,6 +76,40 @@ async def test_lots_say_where_credits_came_from(
     assert pack["expires_at_ms"] is not None
     assert {lot["payer"] for lot in lots} == {wallet.address}
     assert {lot["source"] for lot in lots} == {"x402"}
+
+
+async def test_a_lot_says_what_others_claim_of_it(
+    gateway: Gateway, wallet: Wallet, target: str
+) -> None:
+    names = ("remaining_units", "reversed_units", "frozen_units", "short_units", "state")
+    async with gateway.client() as http:
+        await buy(http, wallet)
+        assert (await read(http, gateway, wallet, target)).status_code == 200
+
+        async def shown() -> list[Any]:
+            (lot,) = (await read(http, gateway, wallet, f"{CREDITS}/lots")).json()["lots"]
+            return [lot[name] for name in names]
+
+        (lot,) = (await read(http, gateway, wallet, f"{CREDITS}/lots")).json()["lots"]
+        assert await shown() == [990_000, 0, 0, 0, "live"]
+        await _apply(gateway, Reverse(lot["id"], 400_000, "a part went back"))
+        assert await shown() == [590_000, 400_000, 0, 0, "live"]
+        await _apply(gateway, Freeze(lot["id"], "in dispute"))
+        assert await shown() == [0, 400_000, 600_000, PRICE_UNITS, "frozen"]
+        balance = (await read(http, gateway, wallet, f"{CREDITS}/balance")).json()
+        assert balance["debt_units"] == PRICE_UNITS
+        await _apply(gateway, Unfreeze(lot["id"]))
+        assert await shown() == [590_000, 400_000, 0, 0, "live"]
+
+
+async def _apply(gateway: Gateway, step: Step) -> None:
+    """What a webhook does, beside the running gateway."""
+    db = await Database.connect(gateway.database)
+    try:
+        async with db.write() as tx:
+            await apply(tx, [step], await tx.now_ms())
+    finally:
+        await db.close()
 
 
 async def test_what_became_of_a_call_is_for_its_owner(

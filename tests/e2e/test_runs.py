@@ -108,6 +108,8 @@ async def test_pages_and_tables_of_calls(gateway: Gateway, wallet: Wallet, targe
         table = await read(http, gateway, wallet, f"requests?run={run}&limit=2&format=csv")
         assert table.headers["content-type"].startswith("text/csv")
         rows = list(csv.DictReader(io.StringIO(table.text)))
+        for row in rows:  # one that begins with a hyphen would be run as a formula
+            row["request_id"] = row["request_id"].removeprefix("'")
         shown = [{name: "" if v is None else str(v) for name, v in row.items()} for row in mine[:2]]
         assert rows == shown
         link = table.headers["link"]

@@ -141,12 +141,41 @@ def test_routes(farebox: Farebox, configured: Path) -> None:
     shown = farebox("routes").stdout.splitlines()
     assert [re.split(r"  +", line) for line in shown] == [
         ["weather", "GET /health", "free"],
-        ["weather", "GET /v1/forecast/*", "$0.002"],
+        ["weather", "GET /v1/forecast/*", "$0.002", "not charged: 4xx, 5xx"],
         ["tools", "tool search", "$0.005"],
         ["tools", "tool *", "$0.001"],
     ]
     rows = [json.loads(line) for line in farebox("routes", "--json").stdout.splitlines()]
     assert rows[1]["price"]["price_units"] == 2_000
+    assert [row["failed_if"] and row["failed_if"]["status"] for row in rows[:3]] == [
+        *(None, ["4xx"], None),
+    ]
+
+
+def test_routes_tell_what_is_not_charged(farebox: Farebox, configured: Path) -> None:
+    rules = (
+        'failed_if = { status = [404, "5xx"], slower_than = "10s", empty = true, '
+        'answer_without = ["result.url"], answer_with = [{ path = "state", equals = "failed" }] }'
+    )
+    text = configured.read_text()
+    configured.write_text(text.replace('"$0.002"', f'"$0.002", {rules}'))
+    assert configured.read_text() != text
+    row = [json.loads(line) for line in farebox("routes", "--json").stdout.splitlines()][1]
+    assert row["failed_if"] == {
+        "status": ["404", "5xx"],
+        "slower_than_s": 10,
+        "empty": True,
+        "answer_without": ["result.url"],
+        "answer_with": [{"path": "state", "equals": "failed"}],
+    }
+    assert (
+        farebox("routes")
+        .stdout.splitlines()[1]
+        .endswith(
+            "not charged: 404, 5xx, slower than 10 s, empty, without result.url, "
+            'with state = "failed"'
+        )
+    )
 
 
 def test_check_names_what_cannot_be_reached(farebox: Farebox, configured: Path) -> None:
@@ -324,7 +353,7 @@ def test_init_writes_a_configuration_that_works(farebox: Farebox, tmp_path: Path
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert re.search(r"send some to 0x[0-9a-fA-F]{40}", done.stderr)
     assert key.read_text().strip() not in done.stdout + done.stderr
-    assert farebox("routes").stdout.split() == ["main", "*", "/*", "$0.02"]
+    assert farebox("routes").stdout.split()[:4] == ["main", "*", "/*", "$0.02"]
     again = farebox("init")
     assert again.returncode == 1
     assert "farebox.toml exists" in again.stderr

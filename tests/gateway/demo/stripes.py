@@ -56,13 +56,15 @@ class Stripes:
         """``GET /_fake/…``"""
         answer = self.http.get(f"{self.url}/_fake/{path}")
         assert answer.status_code == 200, answer.text
-        return answer.json()
+        told: dict[str, Any] = answer.json()
+        return told
 
     def settled(self) -> list[dict[str, Any]]:
         """Wait until every delivery has ended; all of them."""
         answer = self.ask("deliveries?wait_s=60")
         assert answer["idle"], answer
-        return answer["deliveries"]
+        found: list[dict[str, Any]] = answer["deliveries"]
+        return found
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from gateway import db_postgres, db_sqlite
 from gateway.accounts import wallets
 from gateway.db import Database, Tx
 from gateway.ledger import Call, Close, Guard, Hold, HoldRow, Mint, Outcome, Step, apply, audit
-from gateway.ledger.steps import NEVER, Held, Minted
+from gateway.ledger.steps import NEVER, Closed, Held, Minted
 
 T0 = 1_700_000_000_000  # a clock of the tests' own
 CALL = Call("GET /paid", "GET", "/paid?x=1")
@@ -103,3 +103,20 @@ async def faults(db: Database, now_ms: int = 0) -> list[str]:
 async def scalar(db: Database, sql: str, *params: object) -> object:
     async with db.read() as tx:
         return await tx.fetchval(sql, *params)
+
+
+async def funded(db: Database, units: int, n: int = 1) -> int:
+    """An account with one lot that never expires."""
+    account = await open_account(db, n)
+    await minted(db, mint(account, units, "a"))
+    return account
+
+
+async def charged(
+    db: Database, account: int, name: str, units: int, *, of: int | None = None, at_ms: int = T0
+) -> HoldRow:
+    """A call that was charged ``units`` of the ``of`` it had held."""
+    row = await held(db, hold(account, name, units if of is None else of), at_ms)
+    closed = await one(db, capture(row, units), at_ms)
+    assert isinstance(closed, Closed)
+    return row

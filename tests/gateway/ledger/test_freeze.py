@@ -27,6 +27,8 @@ from gateway.ledger import (
 from tests.gateway.ledger.helpers import (
     T0,
     capture,
+    charged,
+    funded,
     held,
     hold,
     mint,
@@ -37,10 +39,6 @@ from tests.gateway.ledger.helpers import (
     scalar,
     void,
 )
-
-
-async def spend(db: Database, account: int, name: str, units: int, at_ms: int = T0) -> None:
-    await one(db, capture(await held(db, hold(account, name, units), at_ms), units), at_ms)
 
 
 async def house(db: Database, account_id: int) -> int:
@@ -79,7 +77,7 @@ async def test_a_dispute_blocks_just_those_credits(db: Database) -> None:
     await minted(db, mint(account, 5, "b"))
     assert await one(db, Freeze(lot, "disputed")) == LotIs(lot, True, 0, Balance(5, 0))
     assert await one(db, hold(account, "r", 6)) == Short(5, 6)
-    await spend(db, account, "r2", 5)
+    await charged(db, account, "r2", 5)
     assert (await house(db, SUSPENSE), await house(db, DEBT)) == (10, 0)
     async with db.read() as tx:
         lines = await read.statement(tx, account, 2)
@@ -89,7 +87,7 @@ async def test_a_dispute_blocks_just_those_credits(db: Database) -> None:
 async def test_a_dispute_that_ends_brings_them_back(db: Database) -> None:
     account = await open_account(db)
     lot = await minted(db, mint(account, 10, "a", expires_ms=T0 + 100))
-    await spend(db, account, "r", 4)
+    await charged(db, account, "r", 4)
     await one(db, Freeze(lot, "disputed"))
     async with db.read() as tx:
         seen = await read.account(tx, account)
@@ -116,7 +114,7 @@ async def test_a_frozen_lot_does_not_expire_and_does_when_it_thaws(db: Database)
 async def test_what_was_spent_of_a_disputed_lot_is_owed(db: Database) -> None:
     account = await open_account(db)
     lot = await minted(db, mint(account, 10, "a"))
-    await spend(db, account, "r", 4)
+    await charged(db, account, "r", 4)
     await minted(db, mint(account, 5, "b"))
     assert await one(db, Freeze(lot, "disputed")) == LotIs(lot, True, 4, Balance(5, 0))
     assert await one(db, hold(account, "r2", 0)) == Frozen(4)
@@ -266,7 +264,7 @@ async def test_a_reversal_takes_what_is_left_of_its_own_lot(db: Database) -> Non
 async def test_the_shortage_is_debt_and_the_next_mint_pays_it_first(db: Database) -> None:
     account = await open_account(db)
     lot = await minted(db, mint(account, 10, "a"))
-    await spend(db, account, "r", 7)
+    await charged(db, account, "r", 7)
     assert await one(db, Reverse(lot, 10, "lost")) == LotIs(lot, True, 7, Balance(0, 0))
     first = await minted(db, mint(account, 5, "b"))
     assert await debt(db, account) == 2
@@ -282,7 +280,7 @@ async def test_the_shortage_is_debt_and_the_next_mint_pays_it_first(db: Database
 async def test_a_reversal_that_is_undone_gives_everything_back(db: Database) -> None:
     account = await open_account(db)
     lot = await minted(db, mint(account, 10, "a"))
-    await spend(db, account, "r", 7)
+    await charged(db, account, "r", 7)
     await one(db, Reverse(lot, 10, "lost"))
     payer = await minted(db, mint(account, 5, "b"))
     assert await one(db, Reverse(lot, 0, "won")) == LotIs(lot, True, 0, Balance(8, 0))
@@ -294,7 +292,7 @@ async def test_a_reversal_that_is_undone_gives_everything_back(db: Database) -> 
 async def test_who_paid_gets_it_back_with_its_own_expiry(db: Database) -> None:
     account = await open_account(db)
     lot = await minted(db, mint(account, 10, "a"))
-    await spend(db, account, "r", 10)
+    await charged(db, account, "r", 10)
     await one(db, Reverse(lot, 10, "lost"))
     payer = await minted(db, mint(account, 6, "b", expires_ms=T0 + 100))
     await minted(db, mint(account, 6, "c"))
@@ -306,7 +304,7 @@ async def test_who_paid_gets_it_back_with_its_own_expiry(db: Database) -> None:
 async def test_a_smaller_reversal_lifts_the_shortage_first(db: Database) -> None:
     account = await open_account(db)
     lot = await minted(db, mint(account, 10, "a"))
-    await spend(db, account, "r", 4)
+    await charged(db, account, "r", 4)
     await one(db, Reverse(lot, 10, "lost"))
     assert await one(db, Reverse(lot, 7, "less")) == LotIs(lot, True, 1, Balance(0, 0))
     assert await one(db, Reverse(lot, 5, "less")) == LotIs(lot, True, 0, Balance(1, 0))
@@ -315,7 +313,7 @@ async def test_a_smaller_reversal_lifts_the_shortage_first(db: Database) -> None
 async def test_what_the_house_had_of_an_expired_lot_goes_first(db: Database) -> None:
     account = await open_account(db)
     lot = await minted(db, mint(account, 10, "a", expires_ms=T0 + 100))
-    await spend(db, account, "r", 2)
+    await charged(db, account, "r", 2)
     await one(db, Expire(account), T0 + 100)
     assert await one(db, Reverse(lot, 10, "lost"), T0 + 101) == LotIs(lot, True, 2, Balance(0, 0))
     assert await lot_row(db, lot) == ("expired", 0, 0, 10, 2, 0)
@@ -326,7 +324,7 @@ async def test_what_the_house_had_of_an_expired_lot_goes_first(db: Database) -> 
 async def test_a_lot_that_paid_and_is_disputed_itself(db: Database) -> None:
     account = await open_account(db)
     lot = await minted(db, mint(account, 10, "a"))
-    await spend(db, account, "r", 4)
+    await charged(db, account, "r", 4)
     await one(db, Reverse(lot, 10, "lost"))
     payer = await minted(db, mint(account, 10, "b"))
     assert await one(db, Freeze(payer, "x")) == LotIs(payer, True, 4, Balance(0, 0))
@@ -339,7 +337,7 @@ async def test_a_lot_that_paid_and_is_disputed_itself(db: Database) -> None:
 async def test_lost_after_it_was_frozen(db: Database) -> None:
     account = await open_account(db)
     lot = await minted(db, mint(account, 10, "a"))
-    await spend(db, account, "r", 4)
+    await charged(db, account, "r", 4)
     await one(db, Freeze(lot, "x"))
     lost, over = await run(db, Reverse(lot, 6, "lost"), Unfreeze(lot))
     assert lost == LotIs(lot, True, 4, Balance(0, 0))
@@ -350,7 +348,7 @@ async def test_lost_after_it_was_frozen(db: Database) -> None:
 async def test_no_line_of_a_statement_is_below_zero(db: Database) -> None:
     account = await open_account(db)
     lot = await minted(db, mint(account, 10, "a"))
-    await spend(db, account, "r", 10)
+    await charged(db, account, "r", 10)
     await run(db, Freeze(lot, "x"), Reverse(lot, 10, "x"), Unfreeze(lot), Reverse(lot, 0, "x"))
     async with db.read() as tx:
         lines = await read.statement(tx, account, 100)
@@ -411,8 +409,7 @@ async def test_pinned_and_refunded_calls_of_a_lot(db: Database) -> None:
 
 
 async def test_an_operator_stops_an_account(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     stop = FreezeAccount(account, True, "under inquiry", "ann")
     go = FreezeAccount(account, False, "cleared", "bob")
     assert await one(db, stop) == AccountIs(True, changed=True)

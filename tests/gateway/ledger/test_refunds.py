@@ -31,6 +31,8 @@ from gateway.ledger import (
 from tests.gateway.ledger.helpers import (
     T0,
     capture,
+    charged,
+    funded,
     held,
     hold,
     mint,
@@ -41,16 +43,6 @@ from tests.gateway.ledger.helpers import (
     scalar,
     void,
 )
-
-
-async def charged(
-    db: Database, account: int, name: str, units: int, *, of: int | None = None, at_ms: int = T0
-) -> HoldRow:
-    """A call that was charged ``units`` of the ``of`` it had held."""
-    row = await held(db, hold(account, name, units if of is None else of), at_ms)
-    closed = await one(db, capture(row, units), at_ms)
-    assert isinstance(closed, Closed)
-    return row
 
 
 async def refunded(db: Database, row: HoldRow, units: int | None, key: str, at_ms: int = T0) -> int:
@@ -67,8 +59,7 @@ async def left(db: Database, account: int) -> dict[int, int]:
 
 
 async def test_a_refund_gives_the_charge_back(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     row = await charged(db, account, "r", 7, of=9)
     outcome = await one(db, Refund(row.id, "k", reason="it was wrong"))
     assert isinstance(outcome, Refunded)
@@ -82,8 +73,7 @@ async def test_a_refund_gives_the_charge_back(db: Database) -> None:
 
 
 async def test_parts_end_at_the_whole(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     row = await charged(db, account, "r", 7)
     assert await one(db, Refund(row.id, "k0", 8)) == NotRefundable(7)
     assert await refunded(db, row, 2, "k1") == 5
@@ -97,8 +87,7 @@ async def test_parts_end_at_the_whole(db: Database) -> None:
 
 
 async def test_the_same_key_again_changes_nothing(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     row = await charged(db, account, "r", 4)
     other = await charged(db, account, "r2", 4)
     first, again, more = await run(
@@ -121,8 +110,7 @@ async def test_a_key_counts_for_one_account(db: Database) -> None:
 
 
 async def test_what_was_not_charged_is_not_refunded(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     voided = await held(db, hold(account, "v", 4))
     await one(db, void(voided))
     free = await charged(db, account, "f", 0, of=4)
@@ -133,8 +121,7 @@ async def test_what_was_not_charged_is_not_refunded(db: Database) -> None:
 
 
 async def test_a_nonsense_refund_is_a_fault(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     row = await charged(db, account, "r", 4)
     for step in (Refund(row.id, "k", 0), Refund(row.id, "k", -1), Refund(99_999, "k")):
         with pytest.raises(LedgerFault):
@@ -142,8 +129,7 @@ async def test_a_nonsense_refund_is_a_fault(db: Database) -> None:
 
 
 async def test_a_charge_can_be_refunded_in_the_transaction_that_makes_it(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     row = await held(db, hold(account, "r", 6))
     closed, refund = await run(db, capture(row, 6), Refund(row.id, "k", 5))
     assert isinstance(closed, Closed)
@@ -263,8 +249,7 @@ async def test_two_charges_on_one_segment_are_refunded_together(db: Database) ->
 
 
 async def test_refunds_beside_other_steps_of_a_batch(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     row = await charged(db, account, "r", 10)
     other = await open_account(db, 2)
     outcomes = await run(
@@ -281,8 +266,7 @@ async def test_refunds_beside_other_steps_of_a_batch(db: Database) -> None:
 
 
 async def test_a_refund_by_an_operator_is_kept_with_who_and_why(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     row = await charged(db, account, "r", 4)
     step = Refund(row.id, "k", reason="they asked nicely", by="ann")
     first, _ = await run(db, step, step)
@@ -307,8 +291,7 @@ async def test_a_folded_tape_of_many_lots(db: Database) -> None:
 
 
 async def test_closing_again_after_a_refund_changes_nothing(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     row = await charged(db, account, "r", 4)
     await refunded(db, row, None, "k")
     again = await one(db, Close(row, 4))

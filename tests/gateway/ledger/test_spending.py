@@ -25,6 +25,8 @@ from gateway.ledger import (
 from tests.gateway.ledger.helpers import (
     T0,
     capture,
+    charged,
+    funded,
     held,
     hold,
     mint,
@@ -38,8 +40,7 @@ from tests.gateway.ledger.helpers import (
 
 
 async def test_a_hold_reserves_and_a_capture_charges_what_was_used(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 100, "a"))
+    account = await funded(db, 100)
     outcome = await one(db, hold(account, "r1", 60))
     assert isinstance(outcome, Held)
     assert outcome.balance == Balance(40, 60)
@@ -57,8 +58,7 @@ async def test_a_hold_reserves_and_a_capture_charges_what_was_used(db: Database)
 
 
 async def test_a_void_gives_everything_back(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     row = await held(db, hold(account, "r1", 10))
     closed = await one(db, void(row, "upstream_timeout"))
     assert isinstance(closed, Closed)
@@ -75,8 +75,7 @@ async def test_a_capture_of_nothing_is_a_capture(db: Database) -> None:
 
 
 async def test_what_the_account_has_not_got_is_refused_and_nothing_is_stored(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     assert await one(db, hold(account, "r1", 11)) == Short(10, 11)
     assert await scalar(db, "SELECT count(*) FROM hold") == 0
     # The refused id was not burnt: with other content it is a request of its own.
@@ -85,8 +84,7 @@ async def test_what_the_account_has_not_got_is_refused_and_nothing_is_stored(db:
 
 
 async def test_what_is_held_cannot_be_held_again(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     outcomes = await run(db, *(hold(account, f"r{i}", 4) for i in range(4)))
     assert [type(outcome) for outcome in outcomes] == [Held, Held, Short, Short]
     assert outcomes[2] == Short(2, 4)
@@ -103,8 +101,7 @@ async def test_steps_of_one_transaction_see_each_other(db: Database) -> None:
 
 
 async def test_a_hold_ends_once(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     row = await held(db, hold(account, "r1", 10))
     first, second, third = await run(db, capture(row, 4), capture(row, 9), void(row))
     assert isinstance(first, Closed)
@@ -114,8 +111,7 @@ async def test_a_hold_ends_once(db: Database) -> None:
 
 
 async def test_a_voided_hold_cannot_be_captured(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     row = await held(db, hold(account, "r1", 10))
     await one(db, void(row))
     late = await one(db, capture(row, 10))
@@ -126,8 +122,7 @@ async def test_a_voided_hold_cannot_be_captured(db: Database) -> None:
 
 @pytest.mark.parametrize("units", [11, -1, 2**62])
 async def test_a_capture_beyond_the_hold_is_a_fault(db: Database, units: int) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 100, "a"))
+    account = await funded(db, 100)
     row = await held(db, hold(account, "r1", 10))
     with pytest.raises(LedgerFault):
         await one(db, capture(row, units))
@@ -135,16 +130,14 @@ async def test_a_capture_beyond_the_hold_is_a_fault(db: Database, units: int) ->
 
 
 async def test_a_void_that_charges_is_a_fault(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     row = await held(db, hold(account, "r1", 10))
     with pytest.raises(LedgerFault):
         await one(db, Close(row, 1, void_reason="upstream_error"))
 
 
 async def test_a_negative_hold_is_a_fault(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     await held(db, hold(account, "r0", 10))
     with pytest.raises(LedgerFault):
         await one(db, hold(account, "r1", -5))
@@ -152,8 +145,7 @@ async def test_a_negative_hold_is_a_fault(db: Database) -> None:
 
 
 async def test_a_fault_takes_its_whole_transaction_with_it(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     row = await held(db, hold(account, "r1", 5))
     with pytest.raises(LedgerFault):
         await run(db, hold(account, "r2", 1), capture(row, 6))
@@ -175,7 +167,7 @@ async def test_an_account_that_is_frozen_or_in_debt_spends_nothing(
 ) -> None:
     account = await open_account(db)
     lot = await minted(db, mint(account, 10, "a"))
-    await one(db, capture(await held(db, hold(account, "r", 7)), 7))
+    await charged(db, account, "r", 7)
     await minted(db, mint(account, 10, "b"))
     running = await held(db, hold(account, "r0", 3))
     if column == "debt":
@@ -202,8 +194,7 @@ async def test_two_accounts_do_not_touch_each_other(db: Database) -> None:
 
 
 async def test_the_sweeper_ends_only_what_nobody_holds_any_more(db: Database) -> None:
-    account = await open_account(db)
-    await minted(db, mint(account, 10, "a"))
+    account = await funded(db, 10)
     row = await held(db, hold(account, "r1", 5, lease_ms=1_000))
     lapse = Close(row, void_reason="interrupted", if_lapsed=True)
     assert await one(db, lapse, T0 + 999) == StillLeased()

@@ -218,7 +218,8 @@ async def test_events_are_listed_for_reconciling(stripes: Stripes, client: cards
 
 def signed(body: bytes, secret: str = SECRET, at_s: int | None = None) -> str:
     """A header made by the SDK itself."""
-    return WebhookSignature.generate_signature_header(body.decode(), secret, timestamp=at_s)
+    made: str = WebhookSignature.generate_signature_header(body.decode(), secret, timestamp=at_s)
+    return made
 
 
 def body_of(**change: Any) -> bytes:

@@ -38,6 +38,9 @@ def table(*routes: tuple[str, str] | dict[str, Any], **more: Any) -> RouteTable:
     return compile_routes([upstream(*routes, **more)])
 
 
+FREE = {"match": "GET /f", "price": "free"}
+
+
 def found(routes: RouteTable, method: str, path: str) -> str | None:
     """The match of the route that takes the request, "405" or None."""
     match = routes.match(method, target.parse(path.encode()).decoded)
@@ -345,6 +348,10 @@ def test_all_faults_at_once() -> None:
         ([("GET /v1/report", "$1"), ("GET /*", "free")], ["is cheaper than"]),
         ([("GET /v1/report", "$1"), ("GET /*", "$1")], []),
         ([("GET /v1/report", "$1"), ("POST /*", "free")], []),
+        ([{**FREE, "retry_safe": True}], ["api GET /f is free: its failed_if and retry_safe"]),
+        ([{**FREE, "failed_if": {"empty": True}}], ["is free"]),
+        ([{**FREE, "failed_if": {"status": ["4xx"]}, "retry_safe": False}], []),
+        ([{**FREE, "price": "$1", "failed_if": {"empty": True}, "retry_safe": True}], []),
         ([("GET /a", "$1"), ("POST /a", "$1"), ("GET /a/", "$1"), ("GET /a/*", "$1")], []),
         ([("GET /*", "$1"), ("* /*", "$1")], []),
     ],
