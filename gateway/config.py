@@ -47,7 +47,7 @@ _ONE: Final[dict[str, type[Section]]] = {
 _MANY: Final[dict[str, type[Section]]] = {"chains": Chain, "upstreams": Upstream}
 _SECRETS: Final = {
     "server": ("database", "redis"),
-    "chains": ("settler_key", "settler_keys", "facilitator_key"),
+    "chains": ("settler_key", "settler_keys", "facilitator_key", "refund_key"),
     "stripe": ("secret_key", "webhook_secret"),
     "facilitator": ("api_key",),
 }

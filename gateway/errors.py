@@ -93,6 +93,7 @@ CODES: Final[dict[str, Code]] = {
     "settlement_failed": Code(402, False, "The payment could not be settled"),
     # 403, 404, 405: policy and place
     "account_frozen": Code(403, False, "The account is frozen or in debt"),
+    "refund_not_offered": Code(403, False, "Credits are not paid back here"),
     "not_found": Code(404, False, "There is nothing here"),
     "method_not_allowed": Code(405, False, "This method is not offered here"),
     # 409: conflict
@@ -101,6 +102,8 @@ CODES: Final[dict[str, Code]] = {
     "request_id_conflict": Code(409, False, "This request id was used with other content"),
     "request_in_progress": Code(409, True, "The first request with this id still runs"),
     "outcome_unknown": Code(409, False, "The gateway stopped during this call; it was not charged"),
+    "refund_not_final": Code(409, True, "The payment behind these credits is not final yet"),
+    "not_refundable": Code(409, False, "These credits cannot be paid back"),
     "price_above_ceiling": Code(412, False, "The call may cost more than the signed ceiling"),
     # 413, 415, 429, 431: size and pace
     "body_too_large": Code(413, False, "The body is larger than this gateway takes"),
@@ -119,6 +122,7 @@ CODES: Final[dict[str, Code]] = {
     "upstream_wants_payment": Code(502, False, "The upstream itself asks for payment"),
     "dependency_unavailable": Code(503, True, "A part this needs is not reachable"),
     "settlement_paused": Code(503, True, "Payments are not settled on chain at the moment"),
+    "refund_unavailable": Code(503, True, "Refunds cannot be paid at the moment"),
     "upstream_timeout": Code(504, True, "The upstream did not answer in time; nothing was charged"),
 }
 

@@ -249,6 +249,10 @@ class Chain(Section):
         None, alias="gas_per_hour"
     )
     """Most gas money to spend in an hour, all gas accounts together. None: no such limit."""
+    refund_key: PrivateKey | None = None
+    """Pays unused credits back on chain; may be the key of ``pay_to``. None: they are not."""
+    refund_min_units: Annotated[Units, Field(ge=1)] = Field(100_000, alias="refund_min")
+    """Smallest refund of one lot: each is a transaction."""
     failed_per_hour: Annotated[Count, Field(ge=1)] = 1
     """Settlements of one payer that may fail in an hour; then no more is sent for it."""
 

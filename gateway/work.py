@@ -19,8 +19,9 @@ from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.ledger import audit, sweep
 from gateway.node import Node
 from gateway.observe import log
-from gateway.payments import card, gas, journal, reconcile, recover, watcher
+from gateway.payments import card, carry, gas, journal, reconcile, recover, watcher
 from gateway.payments.journal import Payment
+from gateway.payments.rails import Rails
 from gateway.payments.stripe import CardError
 from gateway.settings import Settings
 
@@ -44,6 +45,7 @@ async def loop(node: Node, *, audits: bool = True) -> None:
     pieces = [
         _every(node, server.sweep_s, _sweep),
         _every(node, min(server.sweep_s, 2), finish_payments),
+        _every(node, min(server.sweep_s, 2), finish_payouts),
         _every(node, min(server.sweep_s, 2), _tend_gas),
         _every(node, server.reconcile_s, _look_at_cards),
         _every(node, 600, _purge),
@@ -88,11 +90,24 @@ async def _sweep(node: Node) -> None:
 
 async def finish_payments(node: Node) -> None:
     """Bring payments to an end whose request is gone."""
+    await _finish(node, recover.recover)
+
+
+async def finish_payouts(node: Node) -> None:
+    """Bring refunds to an end: send what is not sent, and see what is final."""
+    await _finish(node, carry.look, going_out=True)
+
+
+async def _finish(
+    node: Node, bring_on: Callable[[Rails, Payment], Awaitable[str]], *, going_out: bool = False
+) -> None:
     async with node.db.write() as tx:
-        taken = await journal.take_unfinished(tx, await tx.now_ms(), PAYMENT_LEASE_MS, _PER_ROUND)
+        taken = await journal.take_unfinished(
+            tx, await tx.now_ms(), PAYMENT_LEASE_MS, _PER_ROUND, going_out=going_out
+        )
 
     async def look(payment: Payment) -> None:
-        state = await recover.recover(node.rails, payment)
+        state = await bring_on(node.rails, payment)
         if state == "processing":
             async with node.db.write() as tx:
                 now_ms = await tx.now_ms()

@@ -3,6 +3,16 @@
 from gateway.ledger.apply import apply
 from gateway.ledger.batch import Writer
 from gateway.ledger.book import LedgerFault
+from gateway.ledger.payout_steps import (
+    OUTGOING,
+    PAID_OUT,
+    EndPayOut,
+    NotPayable,
+    PayOut,
+    PayoutEnded,
+    PayoutRow,
+    Withheld,
+)
 from gateway.ledger.steps import (
     DEBT,
     EXPIRED,
@@ -52,6 +62,8 @@ __all__ = [
     "EXPIRED",
     "FUNDING",
     "NEVER",
+    "OUTGOING",
+    "PAID_OUT",
     "REVENUE",
     "SUSPENSE",
     "AccountIs",
@@ -63,6 +75,7 @@ __all__ = [
     "Closed",
     "Conflict",
     "Current",
+    "EndPayOut",
     "Expire",
     "Freeze",
     "FreezeAccount",
@@ -76,8 +89,12 @@ __all__ = [
     "Mint",
     "Minted",
     "MintedBefore",
+    "NotPayable",
     "NotRefundable",
     "Outcome",
+    "PayOut",
+    "PayoutEnded",
+    "PayoutRow",
     "Refund",
     "RefundConflict",
     "RefundRow",
@@ -90,6 +107,7 @@ __all__ = [
     "StillLeased",
     "TransferRow",
     "Unfreeze",
+    "Withheld",
     "Writer",
     "apply",
 ]

@@ -34,9 +34,13 @@ _LOT_SUMS: Final = """SELECT ref,
           sum(CASE kind WHEN 'debt' THEN amount_units WHEN 'forgive' THEN -amount_units
             ELSE 0 END) AS short,
           sum(CASE kind WHEN 'repay' THEN amount_units WHEN 'unrepay' THEN -amount_units
-            ELSE 0 END) AS repaid
+            ELSE 0 END) AS repaid,
+          sum(CASE kind WHEN 'withhold' THEN amount_units WHEN 'release' THEN -amount_units
+            ELSE 0 END) AS outgoing,
+          sum(CASE kind WHEN 'payout' THEN amount_units ELSE 0 END) AS paid_out
         FROM transfer WHERE kind IN ('expire', 'unexpire', 'reverse', 'restore', 'freeze',
-          'unfreeze', 'debt', 'forgive', 'repay', 'unrepay') GROUP BY ref"""
+          'unfreeze', 'debt', 'forgive', 'repay', 'unrepay', 'withhold', 'release', 'payout')
+        GROUP BY ref"""
 
 # name -> (what a row would mean, query). Written for both dialects; sums are cast because
 # PostgreSQL adds bigints to numerics.
@@ -71,7 +75,9 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
           WHEN 'expire' THEN credit = 3 WHEN 'unexpire' THEN debit = 3
           WHEN 'freeze' THEN credit = 4 WHEN 'unfreeze' THEN debit = 4
           WHEN 'debt' THEN debit = 5 WHEN 'unrepay' THEN debit = 5
-          WHEN 'repay' THEN credit = 5 WHEN 'forgive' THEN credit = 5 ELSE 1 = 0 END""",
+          WHEN 'repay' THEN credit = 5 WHEN 'forgive' THEN credit = 5
+          WHEN 'withhold' THEN credit = 6 WHEN 'release' THEN debit = 6
+          WHEN 'payout' THEN credit = 7 ELSE 1 = 0 END""",
     ),
     "I2_account_is_known": (
         "a line, a hold or a lot belongs to no account",
@@ -166,6 +172,32 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
         UNION ALL SELECT p.refund_id, p.amount_units, NULL FROM refund_part p LEFT JOIN refund r
           ON r.id = p.refund_id WHERE r.id IS NULL""",
     ),
+    "I6_payout_is_its_transfers": (
+        "a payout, what was withheld for it and how it ended differ",
+        """SELECT p.id, p.amount_units FROM payout p
+        LEFT JOIN transfer w ON w.id = p.id AND w.kind = 'withhold' AND w.ref = p.lot_id
+          AND w.account_id = p.account_id AND w.amount_units = p.amount_units
+        LEFT JOIN payout_end e ON e.payout_id = p.id
+        LEFT JOIN transfer t ON t.id = e.transfer_id AND t.ref = p.lot_id
+          AND t.kind = CASE WHEN e.paid = 1 THEN 'payout' ELSE 'release' END
+          AND t.account_id = p.account_id AND t.amount_units = p.amount_units
+        WHERE w.id IS NULL OR (e.payout_id IS NOT NULL AND t.id IS NULL)
+        UNION ALL SELECT e.payout_id, e.transfer_id FROM payout_end e
+          LEFT JOIN payout p ON p.id = e.payout_id WHERE p.id IS NULL
+        UNION ALL SELECT t.id, t.amount_units FROM transfer t LEFT JOIN payout p ON p.id = t.id
+          WHERE t.kind = 'withhold' AND p.id IS NULL
+        UNION ALL SELECT t.id, t.amount_units FROM transfer t LEFT JOIN payout_end e
+          ON e.transfer_id = t.id AND e.paid = 1 WHERE t.kind = 'payout' AND e.payout_id IS NULL""",
+    ),
+    "I6_payout_is_its_payment": (
+        "money went out, or did not, and the ledger says otherwise",
+        """SELECT p.id, p.state, o.amount_units, e.paid FROM payment p
+        LEFT JOIN payout o ON o.payment_id = p.id AND o.amount_units = p.amount_units
+        LEFT JOIN payout_end e ON e.payout_id = o.id
+        WHERE p.provider = 'payout' AND (o.id IS NULL OR p.state <> CASE
+          WHEN e.payout_id IS NULL THEN 'processing' WHEN e.paid = 1 THEN 'succeeded'
+          ELSE 'failed' END)""",
+    ),
     "I8_lot_adds_up": (
         "a lot's units are not all accounted for",
         """SELECT l.id, l.minted_units, l.remaining_units FROM lot l
@@ -176,16 +208,20 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
         LEFT JOIN (SELECT lot_id, sum(amount_units) AS units FROM refund_part GROUP BY lot_id) r
           ON r.lot_id = l.id
         WHERE l.minted_units <> l.remaining_units + l.expired_units + l.repaid_units
+          + l.outgoing_units + l.paid_out_units
           - l.short_units
           + CASE WHEN l.state = 'frozen' THEN l.minted_units ELSE l.reversed_units END
           + coalesce(s.units, 0) + coalesce(p.units, 0) - coalesce(r.units, 0)""",
     ),
     "I8_lot_is_its_transfers": (
-        "what expired, was reversed, frozen, lent or repaid of a lot is not in the transfers",
+        "what expired, was reversed, frozen, lent, repaid or paid out of a lot is not in the"
+        " transfers",
         """SELECT l.id, l.state, t.* FROM lot l LEFT JOIN ({lot_sums}) t ON t.ref = l.id
         WHERE l.expired_units <> coalesce(t.expired, 0)
           OR l.reversed_units <> coalesce(t.reversed, 0)
           OR l.short_units <> coalesce(t.short, 0) OR l.repaid_units <> coalesce(t.repaid, 0)
+          OR l.outgoing_units <> coalesce(t.outgoing, 0)
+          OR l.paid_out_units <> coalesce(t.paid_out, 0)
           OR CASE WHEN l.state = 'frozen' THEN l.minted_units - l.reversed_units ELSE 0 END
             <> coalesce(t.suspense, 0)
         UNION ALL SELECT NULL, NULL, t.* FROM ({lot_sums}) t
@@ -198,6 +234,7 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
           OR (short_units > 0 AND repaid_units > 0)
           OR short_units > CASE WHEN state = 'frozen' THEN minted_units ELSE reversed_units END
           OR (state = 'frozen' AND expired_units <> 0)
+          OR outgoing_units < 0 OR paid_out_units < 0
           OR state NOT IN ('live', 'expired', 'frozen')""",
     ),
     "I8_lots_carry_balance": (

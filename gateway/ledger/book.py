@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from gateway.ledger.payout_steps import PayoutEndRow, PayoutRow
 from gateway.ledger.steps import Answer, Balance, HoldRow, RefundRow, TransferRow
 
 GuardKey = tuple[int, str, str, str]  # account, principal, scheme, request id
@@ -63,6 +64,8 @@ class LotState:
     reversed_units: int = 0
     short_units: int = 0
     repaid_units: int = 0
+    outgoing_units: int = 0
+    paid_out_units: int = 0
     new: bool = False
     touched: bool = False
 
@@ -118,10 +121,15 @@ class Rare:
     segments: set[Segment] = field(default_factory=set)
     whole: set[int] = field(default_factory=set)  # accounts whose lots may move in the line
     named: set[int] = field(default_factory=set)  # lots the steps are about, or may give back to
+    # By id: those that are ended, and all others of the lots that are withheld from.
+    payouts: dict[int, PayoutRow] = field(default_factory=dict)
+    payout_ends: dict[int, PayoutEndRow] = field(default_factory=dict)  # by payout
 
     new_refunds: list[RefundRow] = field(default_factory=list)
     new_parts: list[tuple[int, int, int]] = field(default_factory=list)  # refund, lot, units
     new_actions: list[Action] = field(default_factory=list)
+    new_payouts: list[PayoutRow] = field(default_factory=list)
+    new_payout_ends: list[PayoutEndRow] = field(default_factory=list)
 
 
 @dataclass(slots=True)

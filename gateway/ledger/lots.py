@@ -15,7 +15,7 @@ until it ends. What is pinned and then not captured goes where the lot says at t
 
 What becomes of the units of a lot, at any time:
 
-    minted = remaining + pinned + spent + expired + repaid + (claim - short)
+    minted = remaining + pinned + spent + expired + repaid + outgoing + paid out + (claim - short)
 
 claim is what others have a right to: all of a frozen lot, else what was reversed. It is paid out
 at once and in full, to the house's SUSPENSE or FUNDING; what the lot itself cannot give of it is

@@ -11,9 +11,12 @@ from typing import Final
 
 from gateway.db import Tx
 from gateway.ledger.book import Book, LedgerFault, Rare, Segment
+from gateway.ledger.payout_steps import EndPayOut, PayOut, PayoutEndRow, PayoutRow
 from gateway.ledger.rows import (
     HOLD,
     LOT,
+    PAYOUT,
+    PAYOUT_END,
     REFUND,
     add_lots,
     columns,
@@ -35,20 +38,33 @@ from gateway.ledger.steps import (
 )
 
 _CLAIMS: Final = (Freeze, Unfreeze, Reverse)
+_OF_A_LOT: Final = (*_CLAIMS, PayOut)
+_MOVING: Final = (*_OF_A_LOT, EndPayOut)
 
 
 def claims(steps: Sequence[Step]) -> bool:
     """Whether one of them may take a lot out of the line, or pin it."""
-    return any(isinstance(step, _CLAIMS) for step in steps)
+    return any(isinstance(step, _MOVING) for step in steps)
 
 
 async def find_accounts(tx: Tx, book: Book, steps: Sequence[Step]) -> None:
     """Whose lots and charges these are. Raises ``LedgerFault`` for one that does not exist."""
-    lots = {s.lot_id for s in steps if isinstance(s, _CLAIMS)}
+    lots = {s.lot_id for s in steps if isinstance(s, _OF_A_LOT)}
     charges = {s.charge_id for s in steps if isinstance(s, Refund)}
-    if not lots and not charges and not any(isinstance(s, FreezeAccount) for s in steps):
+    ended = {s.payout_id for s in steps if isinstance(s, EndPayOut)}
+    of_account = any(isinstance(s, FreezeAccount) for s in steps)
+    if not lots and not charges and not ended and not of_account:
         return
     book.rare = rare = Rare()
+    if ended:
+        for row in await tx.fetch_any(
+            f"SELECT {columns(PAYOUT)} FROM payout WHERE id {{any}}",  # noqa: S608
+            list(ended),
+        ):
+            rare.payouts[row["id"]] = PayoutRow(*row)
+        if ended - rare.payouts.keys():
+            raise LedgerFault(f"there is no payout {min(ended - rare.payouts.keys())}")
+        lots |= {row.lot_id for row in rare.payouts.values()}
     if lots:
         for row in await tx.fetch_any("SELECT id, account_id FROM lot WHERE id {any}", list(lots)):
             rare.account_of_lot[row["id"]] = row["account_id"]
@@ -71,7 +87,9 @@ def account_of(book: Book, step: Step) -> int:
         raise LedgerFault(f"{step} was not prepared for")
     if isinstance(step, Refund):
         return book.rare.charges[step.charge_id].account_id
-    if isinstance(step, _CLAIMS):
+    if isinstance(step, EndPayOut):
+        return book.rare.payouts[step.payout_id].account_id
+    if isinstance(step, _OF_A_LOT):
         return book.rare.account_of_lot[step.lot_id]
     raise LedgerFault(f"{step} has no account of its own")
 
@@ -81,8 +99,9 @@ async def load(tx: Tx, book: Book, steps: Sequence[Step]) -> None:
     rare = book.rare
     if rare is None:
         return
-    rare.whole |= {account_of(book, s) for s in steps if isinstance(s, (*_CLAIMS, Refund))}
+    rare.whole |= {account_of(book, s) for s in steps if isinstance(s, (*_MOVING, Refund))}
     rare.named |= rare.account_of_lot.keys()
+    await _load_payouts(tx, rare, [s for s in steps if isinstance(s, PayOut)])
     if not rare.charges:
         return
     for step in steps:
@@ -98,6 +117,25 @@ async def load(tx: Tx, book: Book, steps: Sequence[Step]) -> None:
     await load_pins(tx, book, ids)
     for charge_id in ids:
         await _load_segments(tx, book, rare, charge_id)
+
+
+async def _load_payouts(tx: Tx, rare: Rare, steps: Sequence[PayOut]) -> None:
+    """What was ever paid out of the lots that are withheld from, and how what ends now has ended.
+
+    Under the account's lock: so the ordinals of a lot have no two takers.
+    """
+    if steps:
+        for row in await tx.fetch_any(
+            f"SELECT {columns(PAYOUT)} FROM payout WHERE lot_id {{any}}",  # noqa: S608
+            sorted({step.lot_id for step in steps}),
+        ):
+            rare.payouts[row["id"]] = PayoutRow(*row)
+    if rare.payouts:
+        for row in await tx.fetch_any(
+            f"SELECT {columns(PAYOUT_END)} FROM payout_end WHERE payout_id {{any}}",  # noqa: S608
+            list(rare.payouts),
+        ):
+            rare.payout_ends[row["payout_id"]] = PayoutEndRow(*row)
 
 
 async def _load_key(tx: Tx, rare: Rare, account_id: int, key: str) -> None:
@@ -149,6 +187,16 @@ async def save(tx: Tx, book: Book, rare: Rare) -> None:
         )
         await tx.executemany(
             insert("refund_part", ("refund_id", "lot_id", "amount_units")), rare.new_parts
+        )
+    if rare.new_payouts:
+        await tx.executemany(
+            insert("payout", PAYOUT),
+            [[getattr(row, name) for name in PAYOUT] for row in rare.new_payouts],
+        )
+    if rare.new_payout_ends:
+        await tx.executemany(
+            insert("payout_end", PAYOUT_END),
+            [[getattr(row, name) for name in PAYOUT_END] for row in rare.new_payout_ends],
         )
     if rare.new_actions:
         await tx.executemany(

@@ -8,6 +8,7 @@ from typing import Final
 
 from gateway.db import Row, Tx
 from gateway.ledger.book import AccountState, Book, LotState, PinState
+from gateway.ledger.payout_steps import PayoutEndRow, PayoutRow
 from gateway.ledger.steps import HoldRow, RefundRow, TransferRow
 
 HOLD: Final = HoldRow._fields
@@ -15,6 +16,8 @@ TRANSFER: Final = TransferRow._fields
 ACCOUNT: Final = tuple(f.name for f in fields(AccountState) if f.name != "touched")
 LOT: Final = tuple(f.name for f in fields(LotState) if f.name not in ("new", "touched"))
 REFUND: Final = tuple(f.name for f in fields(RefundRow))
+PAYOUT: Final = tuple(f.name for f in fields(PayoutRow))
+PAYOUT_END: Final = tuple(f.name for f in fields(PayoutEndRow))
 PIN: Final = ("hold_id", "lot_id", "amount_units", "captured_units")
 
 

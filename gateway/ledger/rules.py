@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from bisect import insort
 
-from gateway.ledger import claims, lots, refunds
+from gateway.ledger import claims, lots, payouts, refunds
 from gateway.ledger.book import Action, Book, LedgerFault, LotState
+from gateway.ledger.payout_steps import EndPayOut, PayOut
 from gateway.ledger.steps import (
     FUNDING,
     REVENUE,
@@ -63,6 +64,10 @@ def decide(book: Book, step: Step) -> Outcome:  # noqa: PLR0911  (a table)
             return claims.claim(book, step)
         case FreezeAccount():
             return freeze_account(book, step)
+        case PayOut():
+            return payouts.withhold(book, step)
+        case EndPayOut():
+            return payouts.end(book, step)
 
 
 def hold(book: Book, step: Hold) -> HoldOutcome:

@@ -27,7 +27,7 @@ _INSERT_LOT: Final = insert("lot", LOT)
 _INSERT_PIN: Final = insert("pin", PIN)
 _CHANGING_LOT: Final = (
     *("id", "remaining_units", "state", "expired_units"),
-    *("reversed_units", "short_units", "repaid_units"),
+    *("reversed_units", "short_units", "repaid_units", "outgoing_units", "paid_out_units"),
 )
 _UPDATE_LOT: Final = (
     f"UPDATE lot SET {', '.join(f'{n} = ${i + 1}' for i, n in enumerate(_CHANGING_LOT) if i)}"  # noqa: S608

@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-# The house's own accounts. Their ids are below every customer's.
+from gateway.ledger.payout_steps import EndPayOut, NotPayable, PayOut, PayoutEnded, Withheld
+
+# The house's own accounts. Their ids are below every customer's; two more: payout_steps.py.
 FUNDING: Final = 1  # where minted credits come from: money that came in from outside
 REVENUE: Final = 2  # what customers were charged
 EXPIRED: Final = 3  # what lapsed unused
@@ -195,7 +197,19 @@ class FreezeAccount:
     by: str
 
 
-Step = Hold | Close | Mint | Expire | Refund | Freeze | Unfreeze | Reverse | FreezeAccount
+Step = (
+    Hold
+    | Close
+    | Mint
+    | Expire
+    | Refund
+    | Freeze
+    | Unfreeze
+    | Reverse
+    | FreezeAccount
+    | PayOut
+    | EndPayOut
+)
 
 
 class Balance(NamedTuple):
@@ -368,4 +382,14 @@ HoldOutcome = Held | Repeated | Conflict | Short | Frozen
 CloseOutcome = Closed | AlreadyClosed | StillLeased
 MintOutcome = Minted | MintedBefore
 RefundOutcome = Refunded | RefundedBefore | RefundConflict | NotRefundable
-Outcome = HoldOutcome | CloseOutcome | MintOutcome | Current | RefundOutcome | LotIs | AccountIs
+PayoutOutcome = Withheld | NotPayable | PayoutEnded
+Outcome = (
+    HoldOutcome
+    | CloseOutcome
+    | MintOutcome
+    | Current
+    | RefundOutcome
+    | LotIs
+    | AccountIs
+    | PayoutOutcome
+)

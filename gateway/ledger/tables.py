@@ -1,9 +1,9 @@
 """The ledger's tables. What each money column is for stands beside it.
 
 Append-only (a trigger says so): ``hold``, ``transfer``, ``segment``, ``mint_key``, ``refund``,
-``refund_part``, ``operator_action``, ``batch``. What else may change, changes only under the row's
-lock and guarded by ``ver`` (design: the lots are off the hot path, so a spend touches ``hold``,
-``transfer`` and one ``account`` row).
+``refund_part``, ``payout``, ``payout_end``, ``operator_action``, ``batch``. What else may change,
+changes only under the row's lock and guarded by ``ver`` (design: the lots are off the hot path, so
+a spend touches ``hold``, ``transfer`` and one ``account`` row).
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ transfer = sa.Table(
     # The close of a hold has the hold's own id: the key closes it at most once.
     sa.Column("id", Id, primary_key=True, autoincrement=False),
     # mint capture void expire unexpire refund freeze unfreeze reverse restore debt forgive repay
-    # unrepay: what each moves is said in lots.py and claims.py
+    # unrepay withhold release payout: what each moves is said in lots, claims and payouts.py
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("debit", BIG, nullable=False),
     sa.Column("credit", BIG, nullable=False),
@@ -175,11 +175,16 @@ lot = sa.Table(
     sa.Column("short_units", BIG, nullable=False, server_default="0"),
     # What it paid of the account's debt. account.debt = sum(short_units) - sum(repaid_units).
     sa.Column("repaid_units", BIG, nullable=False, server_default="0"),
+    # Withheld for payouts that have not ended; what was paid out of it.
+    sa.Column("outgoing_units", BIG, nullable=False, server_default="0"),
+    sa.Column("paid_out_units", BIG, nullable=False, server_default="0"),
     sa.CheckConstraint("remaining_units >= 0 AND remaining_units <= minted_units", name="rest"),
     sa.CheckConstraint("expired_units >= 0 AND expired_units <= minted_units", name="expired"),
     sa.CheckConstraint("reversed_units >= 0 AND reversed_units <= minted_units", name="reversed"),
     sa.CheckConstraint("short_units >= 0 AND short_units <= minted_units", name="short"),
     sa.CheckConstraint("repaid_units >= 0 AND repaid_units <= minted_units", name="repaid"),
+    sa.CheckConstraint("outgoing_units >= 0 AND outgoing_units <= minted_units", name="outgoing"),
+    sa.CheckConstraint("paid_out_units >= 0 AND paid_out_units <= minted_units", name="paid_out"),
     # The few that paid a debt: they get it back first when the debt was none.
     sa.Index(
         "ix_lot_repaid",
@@ -255,6 +260,33 @@ refund_part = sa.Table(
     sa.Column("amount_units", BIG, nullable=False),
     sa.CheckConstraint("amount_units > 0", name="amount_units"),
     sa.Index("ix_refund_part_lot_id", "lot_id"),
+)
+
+# What goes back outside of a lot. Written before anything is signed that could pay it out.
+payout = sa.Table(
+    "payout",
+    metadata,
+    sa.Column("id", Id, primary_key=True, autoincrement=False),  # of the transfer that withheld it
+    sa.Column("account_id", BIG, nullable=False),
+    sa.Column("lot_id", BIG, nullable=False),
+    sa.Column("ordinal", BIG, nullable=False),  # place among the lot's payouts, from 1
+    sa.Column("amount_units", BIG, nullable=False),
+    sa.Column("payment_id", sa.Text, nullable=False),  # carries it out
+    sa.Column("at_ms", BIG, nullable=False),
+    sa.UniqueConstraint("lot_id", "ordinal"),
+    sa.UniqueConstraint("payment_id"),
+    sa.CheckConstraint("amount_units > 0", name="amount_units"),
+)
+
+# How it ended. The key ends it at most once.
+payout_end = sa.Table(
+    "payout_end",
+    metadata,
+    sa.Column("payout_id", Id, primary_key=True, autoincrement=False),
+    sa.Column("paid", sa.Integer, nullable=False),  # 1: it is outside; 0: it is the lot's again
+    sa.Column("transfer_id", BIG, nullable=False),  # the line that says so
+    sa.Column("at_ms", BIG, nullable=False),
+    sa.UniqueConstraint("transfer_id"),
 )
 
 # What a person did by hand, who it was and why.

@@ -13,7 +13,7 @@ from typing import Any
 
 from gateway.errors import NextAction, Problem
 from gateway.money import format_credits, format_usd
-from gateway.payments import offers
+from gateway.payments import offers, payout
 from gateway.settings import Settings
 
 
@@ -82,9 +82,11 @@ def for_credits(
     """The 402 of ``credits/purchase``: exactly the amount that was asked for."""
     terms = offers.terms_for_credits(settings, amount_units)
     words = f"{_both(settings, amount_units)} to buy: pay with one of the offers."
-    return _challenge(
+    problem = _challenge(
         settings, keys, asked, now_s, terms, "payment_required", words, "Credits", refusal
     )
+    problem.members["refund_policy"] = payout.policy(settings)
+    return problem
 
 
 def _both(settings: Settings, units: int) -> str:

@@ -21,6 +21,7 @@ from gateway.payments import inbound
 
 # Provider of the payments that are settled for other people's sellers (gateway/facilitator).
 FACILITATOR: Final = "facilitator"
+PAYOUT: Final = "payout"  # of those that go out (payout.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,14 +230,19 @@ async def release(tx: Tx, payment_id: str, at_ms: int) -> None:
     )
 
 
-async def take_unfinished(tx: Tx, now_ms: int, lease_ms: int, limit: int) -> Sequence[Payment]:
-    """Lease payments that nobody is working on, oldest first."""
+async def take_unfinished(
+    tx: Tx, now_ms: int, lease_ms: int, limit: int, *, going_out: bool = False
+) -> Sequence[Payment]:
+    """Lease payments on chain that nobody is working on, oldest first: those that come in, or
+    those that go out."""
+    which = "= $3" if going_out else "NOT IN ('stripe', $3)"
     skip = " FOR UPDATE SKIP LOCKED" if tx.dialect == "postgres" else ""
     rows = await tx.fetch(
-        f"SELECT {_LIST} FROM payment WHERE state = 'processing' AND provider <> 'stripe'"  # noqa: S608
+        f"SELECT {_LIST} FROM payment WHERE state = 'processing' AND provider {which}"  # noqa: S608
         f" AND lease_ms <= $1 ORDER BY lease_ms LIMIT $2{skip}",
         now_ms,
         limit,
+        PAYOUT,
     )
     await tx.executemany(
         "UPDATE payment SET lease_ms = $2 WHERE id = $1",

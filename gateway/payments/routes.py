@@ -9,13 +9,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import forms
-from gateway.db import DatabaseUnavailable
+from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.ledger import read
 from gateway.limits import client_of
+from gateway.money import parse_usd
 from gateway.node import Node, unavailable
-from gateway.own import amount, answer, body_of, caller_of, node_of, object_of
-from gateway.payments import by_hash, card, challenge, journal, offers, purchase, x402
+from gateway.own import amount, answer, body_of, bound_caller, caller_of, node_of, object_of
+from gateway.payments import by_hash, card, challenge, journal, offers, payout, purchase, x402
 from gateway.payments.order import CameWith
 from gateway.payments.rails import content_hash
 from gateway.payments.wire import Presented
@@ -26,6 +27,7 @@ _PURCHASE = by_hash.MEMBERS | frozenset(
     ("amount_usd", "credits", "wallet_address", "payment_method", "request_id")
 )
 _BY_HASH = forms.RateLimit(60, 60)
+_REFUND = frozenset(("lot", "amount_usd", "all"))
 _CARD = frozenset(("amount_usd", "credits", "wallet_address"))
 
 
@@ -143,7 +145,7 @@ async def _bought(  # noqa: PLR0917
         raise _refused(node, asked, now, units, presented, failure)
     if payment.state != "succeeded":
         raise replies.pending(node, payment, status=202)
-    view = await _view(node, payment)
+    view = await _view(node, payment) | {"refund_policy": payout.policy(node.settings)}
     account_id = await node.account_of(payment.recipient or "", payment.recipient_chain)
     if account_id is not None:
         async with node.db.read() as tx:
@@ -202,7 +204,63 @@ async def payment_state(request: Request) -> Response:
         payment = await journal.by_id(tx, request.path_params["payment_id"])
     if payment is None:
         raise Problem("not_found", "There is no such payment.")
+    if payment.provider == journal.PAYOUT:
+        return answer(200, payout.shown(node.settings, payment))
     return answer(200, await _view(node, payment))
+
+
+async def refund(request: Request) -> Response:
+    """``POST v1/credits/refund``: unused credits back on chain, to the wallet that paid and asks.
+
+    202 while any of it is on its way; a repeat is answered with what became of it."""
+    node = node_of(request)
+    body = await body_of(request)
+    caller, account_id = await bound_caller(request, body)
+    wanted = _wanted(object_of(body, _REFUND))
+    if account_id is None or caller.wallet is None or caller.signer is None:
+        raise Problem("not_refundable", "This wallet has no credits here.")
+    # The signature's nonce is used once; an Idempotency-Key lets it be signed again.
+    key = f"key {caller.alias}" if caller.alias else f"nonce {caller.signer.request_id}"
+    asker = payout.Asker(account_id, *caller.wallet, key)
+    asked = (str(wanted.lot_id).encode(), str(wanted.amount_units).encode())
+    content = content_hash(b"credits/refund", *asked)
+    try:
+        ids, repeat = await payout.ask(node.rails, asker, wanted, content)
+    except (CommitUnknown, DatabaseUnavailable) as error:
+        raise unavailable(error) from error
+    async with node.db.read() as tx:
+        payments = await payout.rows_of(tx, ids)
+        seen = await read.account(tx, account_id)
+    view: dict[str, Any] = {"refunds": [payout.shown(node.settings, each) for each in payments]}
+    if seen is not None:
+        view |= amount(node, "balance", seen.available_units)
+    ended = all(each.state != "processing" for each in payments)
+    headers = {"Farebox-Replayed": "true"} if repeat else {}
+    return answer(200 if ended else 202, view, headers)
+
+
+def _wanted(asked: dict[str, Any]) -> payout.Wanted:
+    lot, usd, everything = asked.get("lot"), asked.get("amount_usd"), asked.get("all")
+    if sum(each is not None for each in (lot, usd, everything)) != 1 or everything is False:
+        raise Problem(
+            "invalid_request",
+            'Say what: {"lot": 123}, {"amount_usd": "1"} or {"all": true}, one of them.',
+        )
+    if usd is not None:
+        try:
+            units = parse_usd(usd) if isinstance(usd, str) else 0
+        except ValueError as error:
+            raise Problem("invalid_amount", f"amount_usd: {error}.") from None
+        if not 0 < units <= purchase.MAX_PURCHASE_UNITS:
+            raise Problem("invalid_amount", 'amount_usd is text, such as "1" or "2.50".')
+        return payout.Wanted(None, units)
+    if everything is not None:
+        if everything is not True:
+            raise Problem("invalid_request", "all is true.")
+        return payout.Wanted(None, None)
+    if isinstance(lot, bool) or not isinstance(lot, int) or not 0 < lot < 2**62:
+        raise Problem("invalid_request", "lot is the id of one: GET /farebox/v1/credits/lots.")
+    return payout.Wanted(lot, None)
 
 
 async def stripe_webhook(request: Request) -> Response:
@@ -220,6 +278,7 @@ async def stripe_webhook(request: Request) -> Response:
 
 ROUTES = [
     Route("/farebox/v1/credits/purchase", buy, methods=["POST"]),
+    Route("/farebox/v1/credits/refund", refund, methods=["POST"]),
     Route("/farebox/v1/card/checkout", card_checkout, methods=["POST"]),
     Route("/farebox/v1/payments/{payment_id}", payment_state, methods=["GET"]),
     Route("/farebox/webhooks/stripe", stripe_webhook, methods=["POST"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from gateway.db import metadata
+from gateway.db import Id, metadata
 
 BIG = sa.BigInteger()
 
@@ -12,7 +12,8 @@ payment = sa.Table(
     "payment",
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("provider", sa.Text, nullable=False),  # x402 stripe facilitator
+    # x402 stripe facilitator; payout: it goes out
+    sa.Column("provider", sa.Text, nullable=False),
     # created processing succeeded failed refunded disputed reversed
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("purpose", sa.Text, nullable=False),  # "call" leaves change, "credits" buys a pack
@@ -171,6 +172,18 @@ mac_key = sa.Table(
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("secret", sa.LargeBinary, nullable=False),
     sa.Column("created_at_ms", BIG, nullable=False),
+)
+
+# Which payouts a signed request asked for: its repeat is answered with them, and asks for no more.
+payout_request = sa.Table(
+    "payout_request",
+    metadata,
+    sa.Column("account_id", Id, primary_key=True, autoincrement=False),
+    sa.Column("principal", sa.Text, primary_key=True),  # the wallet that signed
+    sa.Column("request_id", sa.Text, primary_key=True),  # its proof's one-time value, or its alias
+    sa.Column("content", sa.LargeBinary, nullable=False),  # hash of what was asked
+    sa.Column("payment_ids", sa.Text, nullable=False),  # JSON list
+    sa.Column("at_ms", BIG, nullable=False),
 )
 
 # What a node may mint before its block is safe. In the database, so that the caps over all

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from gateway.db import Database
-from gateway.ledger import Expire, Freeze, FreezeAccount, Refund, Reverse, audit
+from gateway.ledger import (
+    EndPayOut,
+    Expire,
+    Freeze,
+    FreezeAccount,
+    PayOut,
+    Refund,
+    Reverse,
+    Withheld,
+    audit,
+)
 from tests.gateway.ledger.helpers import (
     T0,
     capture,
@@ -116,6 +126,24 @@ DISTURBED = {
         "I8_lot_is_its_transfers",
         "I2_statement_is_whole",
     },
+    "UPDATE lot SET outgoing_units = outgoing_units - 1 WHERE outgoing_units > 0": {
+        "I8_lot_is_its_transfers",
+        "I8_lot_adds_up",
+    },
+    "UPDATE lot SET paid_out_units = paid_out_units + 1 WHERE paid_out_units > 0": {
+        "I8_lot_is_its_transfers",
+        "I8_lot_adds_up",
+    },
+    "UPDATE transfer SET credit = 6 WHERE kind = 'payout'": {"I1_house_side_of_kind"},
+    "UPDATE payout SET amount_units = amount_units + 1": {"I6_payout_is_its_transfers"},
+    "DELETE FROM payout": {"I6_payout_is_its_transfers"},
+    "DELETE FROM payout_end": {"I6_payout_is_its_transfers"},
+    "UPDATE payout_end SET paid = 1 - paid": {"I6_payout_is_its_transfers"},
+    "UPDATE payout_end SET payout_id = 5 WHERE paid = 0": {"I6_payout_is_its_transfers"},
+    "DELETE FROM transfer WHERE kind = 'withhold'": {"I6_payout_is_its_transfers"},
+    "UPDATE payment SET state = 'succeeded' WHERE id = 'going'": {"I6_payout_is_its_payment"},
+    "UPDATE payment SET state = 'failed' WHERE id = 'paid'": {"I6_payout_is_its_payment"},
+    "UPDATE payment SET amount_units = 6 WHERE id = 'paid'": {"I6_payout_is_its_payment"},
     "INSERT INTO transfer SELECT id + 900000, kind, debit, credit, amount_units, 424242, seq,"
     " prev_id, balance_units, pos, tape_units, ref, reason, at_ms FROM transfer"
     " WHERE kind = 'void'": {"I2_account_is_known"},
@@ -141,6 +169,7 @@ async def _books(db: Database) -> None:
     await one(db, void(await held(db, hold(account, "v", 6), T0 + 101)), T0 + 101)
     await held(db, hold(account, "open", 1), T0 + 101)
     await _disputed(db)
+    await _paid_out(db)
     assert await faults(db) == []
 
 
@@ -162,6 +191,28 @@ async def _disputed(db: Database) -> None:
     )
 
 
+async def _paid_out(db: Database) -> None:
+    """An account with a payout that was made, one that was not, and one on its way."""
+    account = await open_account(db, 3)
+    lot = await minted(db, mint(account, 20, "g"), T0 + 101)
+    for name, state, ended in (
+        ("paid", "succeeded", True),
+        ("back", "failed", False),
+        ("going", "processing", None),
+    ):
+        async with db.write() as tx:
+            await tx.execute(
+                "INSERT INTO payment (id, provider, state, purpose, amount_units, created_at_ms,"
+                " updated_at_ms, lease_ms) VALUES ($1, 'payout', $2, 'refund', 5, 0, 0, 0)",
+                name,
+                state,
+            )
+        withheld = await one(db, PayOut(lot, name, 5), T0 + 101)
+        assert isinstance(withheld, Withheld)
+        if ended is not None:
+            await one(db, EndPayOut(withheld.payout.id, ended), T0 + 101)
+
+
 async def _unlock(db: Database) -> None:
     """Take the triggers away: what is not append-only any more is found by the audit."""
     async with db.write() as tx:
@@ -173,6 +224,7 @@ async def _unlock(db: Database) -> None:
         for table in (
             *("hold", "transfer", "segment", "mint_key"),
             *("refund", "refund_part", "operator_action", "batch"),
+            *("payout", "payout_end"),
         ):
             await tx.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
 
