@@ -22,7 +22,6 @@ from typing import Any, Final
 
 from chain import sender
 from chain.errors import Unavailable
-from chain.eth import checksum
 from chain.networks import Asset
 from chain.receipts import Receipt
 from chain.rpc import Rpc
@@ -35,6 +34,7 @@ from gateway.payments.methods import METHODS, Spent
 from gateway.payments.nonces import Call
 from gateway.payments.rails import Rails, Remote
 from gateway.settings import Chain
+from wallet_auth.keys import checksum
 from wallet_auth.strict import json_object
 
 GOOD_FOR_S: Final = 30  # so long a look is believed
