@@ -222,6 +222,34 @@ async def test_what_leaves_the_chain_is_reversed_and_comes_back_once(
     assert (await account(desk, payer.address)).available_units == 10_000 - spent
 
 
+async def test_on_postgres_and_seen_by_two_nodes_it_is_reversed_once(
+    shallow: Devnet, postgres_url: str
+) -> None:
+    async with (
+        opened_desk(shallow, postgres_url) as one,
+        opened_desk(shallow, postgres_url) as two,
+    ):
+        for turn in range(3):
+            payer = shallow.accounts[turn]
+            claimed = await one.claim(payer)
+            assert await take(one, claimed) == "succeeded"
+            await spend(one, payer.address, 4_000, f"r{turn}")
+            shallow.rpc("anvil_reorg", 1, [])
+            await asyncio.gather(look(one), look(two), look(one), look(two))
+            gone = await account(one, payer.address)
+            assert (gone.available_units, gone.debt_units) == (0, 4_000)
+            shallow.receipt(one.send(claimed))
+            payment = await one.payment(claimed)
+            said = await asyncio.gather(
+                *(recover(desk.rails, payment) for desk in (one, two, one, two))
+            )
+            assert set(said) == {"succeeded"}
+            back = await account(one, payer.address)
+            assert (back.available_units, back.debt_units) == (6_000, 0)
+        assert len(await one.minted()) == 3
+        assert await helpers.faults(one.rails.db) == []
+
+
 async def test_a_transaction_that_moves_to_another_block_stays_one_mint(desk: Desk) -> None:
     claimed = await desk.claim()
     assert await take(desk, claimed) == "succeeded"
