@@ -100,8 +100,14 @@ async def _roll_back(connection: _Connection) -> None:
         if not connection.is_closed():
             await connection.execute("ROLLBACK")
     except (*_outages(), asyncpg.PostgresError):
-        with suppress(asyncpg.InterfaceError):  # the pool was closed under us
-            connection.terminate()  # which rolls back as well
+        _end(connection)  # which rolls back as well
+
+
+def _end(connection: _Connection) -> None:
+    import asyncpg
+
+    with suppress(asyncpg.InterfaceError):  # the pool has it back, or was closed under us
+        connection.terminate()
 
 
 async def _commit(connection: _Connection) -> None:
@@ -213,6 +219,10 @@ class PostgresDatabase(Database):
 
         with _told():
             async with self._hot_lock:
+                hot = self._hot
+                if hot is not None and not hot.is_closed() and hot.is_in_transaction():
+                    # Whoever had it was cancelled while it rolled back. The server does that now.
+                    hot.terminate()
                 if self._hot is None or self._hot.is_closed():
                     self._hot = await asyncpg.connect(
                         self._dsn,
@@ -255,6 +265,7 @@ class PostgresDatabase(Database):
         try:
             await _commit(connection)
         except CommitUnknown as error:
+            _end(connection)  # it may be open, with that COMMIT on its way
             await self._ask(tx, error)
         # It stands from here on, even if handing the connection back is cancelled.
         for call in tx._after_commit:

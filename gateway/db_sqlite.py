@@ -39,8 +39,8 @@ _REMEMBERED_ROWS: Final = 100_000
 
 # How often the WAL is moved into the database file, if anything was committed.
 _CHECKPOINT_EVERY_S: Final = 0.25
-# Beyond so many pages (8 MB) the writer is asked to begin the WAL anew.
-_LARGE_WAL_PAGES: Final = 2_048
+# Beyond so many pages (32 MB) the writer is asked to begin the WAL anew.
+_LARGE_WAL_PAGES: Final = 8_192
 _RESTART_WAIT_MS: Final = 20
 
 
@@ -159,7 +159,8 @@ class _Checkpoints:
         if pages < _LARGE_WAL_PAGES:
             return
         # Commits went on meanwhile, so PASSIVE never finishes and the WAL only grows. This one
-        # takes the write lock for the few pages since, and the next commit begins the WAL anew.
+        # takes the write lock for the few pages since (and two fsyncs: hence not often), and the
+        # next commit begins the WAL anew.
         # A reader that stands on an old snapshot keeps it from that, and is waited for only so
         # briefly that nobody notices. Not TRUNCATE: the writer would forget its pages over it,
         # and the rows it remembers.

@@ -18,6 +18,7 @@ from gateway.db import (
     sqlite_path,
     transact,
 )
+from gateway.db_postgres import PostgresDatabase
 from tests import servers
 
 PUT = "INSERT INTO meta (key, value) VALUES ($1, $2)"
@@ -291,3 +292,42 @@ async def test_readers_wait_a_bounded_time(db_url: str) -> None:
             async with db.read():
                 pytest.fail("a ninth reader got in")
     await db.close()
+
+
+# --- the writer's own connection ----------------------------------------------------------------
+
+
+async def test_a_hot_transaction_is_one_like_any_other(db: Database) -> None:
+    done: list[str] = []
+    async with db.write_hot() as tx:
+        await tx.execute(PUT, "a", "1")
+        tx.after_commit(lambda: done.append("a"))
+    with pytest.raises(WriteConflict):
+        async with db.write_hot() as tx:
+            await tx.execute(PUT, "b", "1")
+            await tx.execute(PUT, "a", "2")
+    assert (await value(db, "a"), await value(db, "b"), done) == ("1", None, ["a"])
+
+
+async def test_a_hot_connection_that_is_left_in_a_transaction_is_not_used_again(
+    postgres_url: str,
+) -> None:
+    database = await Database.connect(postgres_url)
+    assert isinstance(database, PostgresDatabase)
+    async with database.write_hot() as tx:
+        await tx.execute(PUT, "a", "1")
+    assert database._hot is not None
+    await database._hot.execute("BEGIN")
+    await database._hot.execute("INSERT INTO meta (key, value) VALUES ('left', '1')")
+    async with database.write_hot() as tx:
+        await tx.execute(PUT, "b", "1")
+    assert await value(database, "left") is None
+    assert await value(database, "b") == "1"
+    await database._hot.close()  # the server has ended it
+    async with database.write_hot() as tx:
+        await tx.execute(PUT, "c", "1")
+    assert await value(database, "c") == "1"
+    await database.close()
+    with pytest.raises(DatabaseUnavailable):
+        async with database.read() as tx:
+            await tx.fetch("SELECT 1")
