@@ -7,6 +7,7 @@ itself: a call to an address without code succeeds too.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -214,6 +215,40 @@ async def find_authorization(  # noqa: PLR0917  (what is asked for, and since wh
         "0x" + address_word(authorizer.lower()).hex(),
         nonce.lower(),
     ]
+
+    async def pick(logs: object) -> str | None:
+        return _transaction_of(logs, topics, asset)
+
+    return await _search(rpc, {"address": asset.address, "topics": topics}, from_block, pick)
+
+
+async def find_transfer(
+    rpc: Rpc, asset: Asset, payer: str, from_block: int, carries: bytes
+) -> str | None:
+    """The transaction since ``from_block`` that moved money of ``payer``, to whomever, and has
+    ``carries`` in its calldata. For contracts that leave no mark of what they used up."""
+    topics = ["0x" + TRANSFER.hex(), "0x" + address_word(payer.lower()).hex()]
+
+    async def pick(logs: object) -> str | None:
+        for log in logs if isinstance(logs, list) else []:
+            tx_hash = log.get("transactionHash") if isinstance(log, dict) else None
+            if not isinstance(tx_hash, str):
+                raise Unavailable("rpc_bad_answer", "a log without a transaction")
+            sent = await rpc.call("eth_getTransactionByHash", [tx_hash])
+            if isinstance(sent, dict) and carries in rpc.data(sent.get("input")):
+                return tx_hash.lower()
+        return None
+
+    return await _search(rpc, {"address": asset.address, "topics": topics}, from_block, pick)
+
+
+async def _search(
+    rpc: Rpc,
+    where: dict[str, object],
+    from_block: int,
+    pick: Callable[[object], Awaitable[str | None]],
+) -> str | None:
+    """What ``pick`` finds in the logs since a block, asked for in spans that the node takes."""
     spans = deque([(from_block, await rpc.block_number())])
     for _ in range(MAX_LOG_REQUESTS):
         if not spans:
@@ -221,7 +256,6 @@ async def find_authorization(  # noqa: PLR0917  (what is asked for, and since wh
         first, last = spans.popleft()
         if first > last:
             continue
-        where = {"address": asset.address, "topics": topics}
         try:
             logs = await rpc.call(
                 "eth_getLogs", [{**where, "fromBlock": hex(first), "toBlock": hex(last)}]
@@ -232,7 +266,7 @@ async def find_authorization(  # noqa: PLR0917  (what is asked for, and since wh
             middle = (first + last) // 2
             spans.extendleft([(middle + 1, last), (first, middle)])
             continue
-        found = _transaction_of(logs, topics, asset)
+        found = await pick(logs)
         if found is not None:
             return found
     if not spans:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from chain.errors import Rejected
 from chain.networks import Asset
-from chain.schemes import eip3009, erc6492
-from chain.schemes.eip3009 import Authorization
+from chain.schemes import eip3009, erc6492, permit2
 from gateway.facilitator import wire
 from gateway.facilitator.wire import Asked, Wanted
 from gateway.payments.journal import AuthKey
 from gateway.payments.rails import Rails
 from gateway.settings import Chain
+
+Authorization = eip3009.Authorization | permit2.Authorization
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +25,28 @@ class Order:
     auth: Authorization
 
     @property
+    def method(self) -> str:
+        """The row of ``payments/methods.py`` that knows how its transfer is told."""
+        return "eip3009" if isinstance(self.auth, eip3009.Authorization) else "permit2"
+
+    @property
     def key(self) -> AuthKey:
-        return AuthKey(self.chain.caip2, self.asset.address, self.auth.from_, self.auth.nonce)
+        """What its one-time value is unique under: the token, or Permit2 for all tokens."""
+        where = self.asset.address if self.method == "eip3009" else permit2.PERMIT2
+        return AuthKey(self.chain.caip2, where, self.auth.from_, self.auth.nonce)
+
+    @property
+    def call(self) -> tuple[str, bytes]:
+        """Receiver and calldata of what settles it; anybody may send it."""
+        if isinstance(self.auth, eip3009.Authorization):
+            return self.asset.address, eip3009.transfer_calldata(self.auth)
+        return permit2.EXACT_PROXY, permit2.settle_calldata(self.auth)
 
 
 def order_of(rails: Rails, asked: Asked, now_s: int) -> Order:
     """Everything that can be judged without the chain. ``Rejected`` with the reason."""
     wanted = wire.wanted(asked)
-    if wanted.scheme != "exact" or "assetTransferMethod" in wanted.extra:
-        _only_eip3009(wanted)
+    method = _method(wanted)
     chain = _chain(rails, asked.version, wanted.network)
     # Its money would be minted as credits here as well: one payment, bought twice.
     if any(wanted.pay_to == ours.pay_to for ours in rails.settings.chains):
@@ -43,6 +57,16 @@ def order_of(rails: Rails, asked: Asked, now_s: int) -> Order:
     asset = chain.network.asset(wanted.asset)
     if asset is None:
         raise Rejected("invalid_payment_requirements", f"the token {wanted.asset} is not known")
+    if method == "permit2":
+        by_permit2 = permit2.parse(asked.payload)
+        permit2.check(
+            by_permit2,
+            asset=asset,
+            pay_to=wanted.pay_to,
+            amount_units=wanted.amount_units,
+            now_s=now_s,
+        )
+        return Order(chain, asset, by_permit2)
     if wanted.token != (asset.eip712_name, asset.eip712_version):
         raise Rejected(
             "invalid_payment_requirements",
@@ -53,11 +77,13 @@ def order_of(rails: Rails, asked: Asked, now_s: int) -> Order:
     return Order(chain, asset, auth)
 
 
-def _only_eip3009(wanted: Wanted) -> None:
+def _method(wanted: Wanted) -> str:
     if wanted.scheme != "exact":
         raise Rejected("unsupported_scheme", f"{wanted.scheme[:40]!r} is not settled here")
-    if wanted.extra["assetTransferMethod"] != "eip3009":
-        raise Rejected("unsupported_scheme", "only assetTransferMethod eip3009 is settled here")
+    method = wanted.extra.get("assetTransferMethod", "eip3009")
+    if method not in ("eip3009", "permit2"):
+        raise Rejected("unsupported_scheme", "assetTransferMethod should be eip3009 or permit2")
+    return str(method)
 
 
 def _chain(rails: Rails, version: int, network: str) -> Chain:
@@ -73,6 +99,8 @@ async def look(rails: Rails, order: Order, now_s: int) -> tuple[str, Authorizati
 
     ``Rejected`` with the reason, ``Unavailable`` if the chain cannot be asked.
     """
-    factories = frozenset(rails.settings.facilitator.erc6492_factories)
     rpc = rails.rpcs[order.chain.caip2]
+    if isinstance(order.auth, permit2.Authorization):
+        return await permit2.verify(rpc, order.asset, order.auth), order.auth
+    factories = frozenset(rails.settings.facilitator.erc6492_factories)
     return await erc6492.verify(rpc, order.asset, order.auth, now_s, factories)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from chain.errors import ChainError, Rejected, Unavailable
 from chain.receipts import Receipt
-from chain.schemes import eip3009, erc6492
+from chain.schemes import erc6492
 from gateway.db import CommitUnknown, DatabaseUnavailable, Tx, transact
 from gateway.facilitator import judge
 from gateway.facilitator.judge import Order
@@ -167,7 +167,7 @@ async def _as_it_is(rails: Rails, payment: Payment, tx_hash: str) -> Payment:
 
 
 def _job(rails: Rails, order: Order, begun: list[Payment], over_budget: list[bool]) -> Job:
-    auth = order.auth
+    auth, key = order.auth, order.key
     payment_id = journal.new_id()
 
     async def begin(tx: Tx, at: Begun) -> bool:
@@ -175,7 +175,7 @@ def _job(rails: Rails, order: Order, begun: list[Payment], over_budget: list[boo
             over_budget.append(True)
             return False
         claim = Claim(payment_id, _content(order), None)
-        if not await journal.claim(tx, order.key, claim, at.now_ms):
+        if not await journal.claim(tx, key, claim, at.now_ms):
             return False
         payment = _new_payment(rails, order, payment_id, at)
         await journal.insert(tx, payment)
@@ -184,9 +184,9 @@ def _job(rails: Rails, order: Order, begun: list[Payment], over_budget: list[boo
 
     return Job(
         chain=order.chain,
-        call=Call(payment_id, order.asset.address, eip3009.transfer_calldata(auth)),
+        call=Call(payment_id, *order.call),
         payer=auth.from_,
-        spends=(order.asset.address, auth.from_, auth.nonce),
+        spends=(key.asset, auth.from_, auth.nonce),
         valid_before_s=auth.valid_before_s,
         begin=begin,
         # Apart from our own sales: what others cost is counted by transactions of their own.
@@ -220,6 +220,7 @@ def _new_payment(rails: Rails, order: Order, payment_id: str, at: Begun) -> Paym
         created_at_ms=at.now_ms,
         updated_at_ms=at.now_ms,
         lease_ms=at.now_ms + rails.settings.server.settle_wait_s * 1_000 + LEASE_MARGIN_MS,
+        method=order.method,
         pay_to=auth.to,
     )
 

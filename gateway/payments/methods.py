@@ -13,6 +13,7 @@ from chain import transfers
 from chain.networks import Asset
 from chain.receipts import Receipt
 from chain.rpc import Rpc
+from chain.schemes import permit2
 from chain.transfers import Transfer
 
 
@@ -75,4 +76,30 @@ class Eip3009:
         return None
 
 
-METHODS: Final[dict[str, Method]] = {"eip3009": Eip3009()}
+class Permit2:
+    """``exact`` by Permit2, which marks ``(owner, nonce)`` and says nothing of it in a log.
+
+    So a transaction is told by its calldata: it moved this payment if it carries the nonce and a
+    Transfer from the payer to ``pay_to`` stands in its receipt.
+    """
+
+    async def is_used(self, rpc: Rpc, spent: Spent, block: str) -> bool:
+        return await permit2.nonce_used(rpc, spent.payer, spent.nonce, block)
+
+    async def find(self, rpc: Rpc, spent: Spent, from_block: int) -> str | None:
+        return await transfers.find_transfer(
+            rpc, spent.asset, spent.payer, from_block, bytes.fromhex(spent.nonce[2:])
+        )
+
+    async def was_taken_back(self, rpc: Rpc, spent: Spent, from_block: int) -> bool:
+        """Never known: what made it useless may as well have been a transfer to somebody else."""
+        return False
+
+    def transfer(self, network: str, receipt: Receipt, spent: Spent) -> Transfer | None:
+        for each in transfers.transfers_in(network, receipt, spent.asset, spent.pay_to):
+            if each.from_ == spent.payer and each.authorizer is None:
+                return each
+        return None
+
+
+METHODS: Final[dict[str, Method]] = {"eip3009": Eip3009(), "permit2": Permit2()}

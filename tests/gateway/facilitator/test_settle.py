@@ -124,9 +124,9 @@ async def test_our_own_address_is_nobody_elses_sale(chain_net: Devnet, sqlite_ur
 
 async def test_other_schemes_are_refused(chain_net: Devnet, sqlite_url: str) -> None:
     payer = chain_net.accounts[0]
-    permit2 = requirements()["extra"] | {"assetTransferMethod": "permit2"}
+    other = requirements()["extra"] | {"assetTransferMethod": "erc7710"}
     async with opened(chain_net, sqlite_url) as ours:
-        for wanted in (requirements(scheme="upto"), requirements(extra=permit2)):
+        for wanted in (requirements(scheme="upto"), requirements(extra=other)):
             asked = asking(payment(payer, SELLER, 10_000), wanted)
             await refused(ours, asked, "unsupported_scheme")
 

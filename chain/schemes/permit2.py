@@ -1,0 +1,235 @@
+"""The x402 scheme ``exact`` by Permit2 (``assetTransferMethod: permit2``), for any ERC-20 token.
+
+The payer signs for Permit2 that the x402 proxy may move an amount, and, as the witness, to whom.
+The proxy takes no other receiver, so anybody may hand it in. What makes a payment unique is
+``(owner, nonce)`` at Permit2, whatever the token; its nonces have no order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from chain.errors import Rejected, Reverted, Unavailable
+from chain.eth import bytes_tail, is_address, selector, uint_word
+from chain.networks import Asset, Network
+from chain.rpc import Rpc
+from chain.schemes.eip3009 import ERC1271_GAS, EXPIRY_MARGIN_S, SIMULATION_GAS
+from wallet_auth.keys import (
+    MAX_CONTRACT_SIGNATURE,
+    address_word,
+    contract_signed,
+    eip712_hash,
+    keccak256,
+    recover,
+)
+
+PERMIT2: Final = "0x000000000022d473030f116ddee9f6b43ac78ba3"
+EXACT_PROXY: Final = "0x402085c248eea27d92e8b30b2c58ed07f9e20001"
+
+_DOMAIN_TYPE: Final = keccak256(
+    b"EIP712Domain(string name,uint256 chainId,address verifyingContract)"
+)
+_TOKEN: Final = b"TokenPermissions(address token,uint256 amount)"
+_WITNESS: Final = b"Witness(address to,uint256 validAfter)"
+_TRANSFER_TYPE: Final = keccak256(
+    b"PermitWitnessTransferFrom(TokenPermissions permitted,address spender,uint256 nonce,"
+    b"uint256 deadline,Witness witness)" + _TOKEN + _WITNESS
+)
+_SETTLE: Final = selector(
+    "settle(((address,uint256),uint256,uint256),address,(address,uint256),bytes)"
+)
+_NONCE_BITMAP: Final = selector("nonceBitmap(address,uint256)")
+_ALLOWANCE: Final = selector("allowance(address,address)")
+_BALANCE: Final = selector("balanceOf(address)")
+
+_NUMBER: Final = re.compile(r"[0-9]{1,78}")
+_SIGNATURE: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})+")
+_BAD_SIGNATURE: Final = "invalid_permit2_signature"
+
+
+@dataclass(frozen=True, slots=True)
+class Authorization:
+    """A signed permission to move ``value_units`` of ``token`` from ``from_`` to ``to`` once.
+
+    Addresses are lower case; ``nonce`` is Permit2's, as ``0x`` and 64 hex digits. Unix seconds.
+    """
+
+    from_: str
+    to: str
+    token: str
+    spender: str
+    value_units: int
+    valid_after_s: int
+    valid_before_s: int  # Permit2's deadline
+    nonce: str
+    signature: bytes
+
+
+def parse(payload: object) -> Authorization:
+    """``{"signature", "permit2Authorization"}``; else ``Rejected("invalid_payload")``."""
+    outer = _table(payload, "payload", {"signature", "permit2Authorization"}, exact=False)
+    names = {"from", "permitted", "spender", "nonce", "deadline", "witness"}
+    given = _table(outer.get("permit2Authorization"), "permit2Authorization", names)
+    permitted = _table(given["permitted"], "permitted", {"token", "amount"})
+    witness = _table(given["witness"], "witness", {"to", "validAfter"})
+    signature = outer.get("signature")
+    if not isinstance(signature, str) or len(signature) > 2 + 2 * MAX_CONTRACT_SIGNATURE:
+        raise _malformed("signature is missing or too long")
+    if _SIGNATURE.fullmatch(signature) is None:
+        raise _malformed("signature is not hex")
+    return Authorization(
+        from_=_address(given, "from"),
+        to=_address(witness, "to"),
+        token=_address(permitted, "token"),
+        spender=_address(given, "spender"),
+        value_units=_number(permitted, "amount"),
+        valid_after_s=_number(witness, "validAfter"),
+        valid_before_s=_number(given, "deadline"),
+        nonce=f"0x{_number(given, 'nonce'):064x}",
+        signature=bytes.fromhex(signature[2:]),
+    )
+
+
+def check(auth: Authorization, *, asset: Asset, pay_to: str, amount_units: int, now_s: int) -> None:
+    """Compare with what was asked for, in the official order; no network. ``Rejected``."""
+    refusals = (
+        (auth.spender != EXACT_PROXY, "invalid_permit2_spender", "another spender than x402's"),
+        (auth.to != pay_to, "invalid_permit2_recipient_mismatch", "it pays somebody else"),
+        (auth.valid_before_s < now_s + EXPIRY_MARGIN_S, "permit2_deadline_expired", "too late"),
+        (auth.valid_after_s > now_s, "permit2_not_yet_valid", "too early"),
+        (auth.value_units != amount_units, "permit2_amount_mismatch", "another amount"),
+        (auth.token != asset.address, "permit2_token_mismatch", "another token"),
+    )
+    for refused, code, why in refusals:
+        if refused:
+            raise Rejected(code, f"the Permit2 authorization: {why}")
+
+
+def digest(network: Network, auth: Authorization) -> bytes:
+    """The EIP-712 digest that the payer signed: Permit2's domain, which has no version."""
+    domain = keccak256(
+        _DOMAIN_TYPE + keccak256(b"Permit2") + uint_word(network.chain_id) + address_word(PERMIT2)
+    )
+    permitted = address_word(auth.token) + uint_word(auth.value_units)
+    witness = address_word(auth.to) + uint_word(auth.valid_after_s)
+    words = (
+        _TRANSFER_TYPE
+        + keccak256(keccak256(_TOKEN) + permitted)
+        + address_word(auth.spender)
+        + bytes.fromhex(auth.nonce[2:])
+        + uint_word(auth.valid_before_s)
+        + keccak256(keccak256(_WITNESS) + witness)
+    )
+    return eip712_hash(domain, keccak256(words))
+
+
+def settle_calldata(auth: Authorization) -> bytes:
+    """``settle(permit, owner, witness, signature)`` of the proxy."""
+    return (
+        _SETTLE
+        + address_word(auth.token)
+        + uint_word(auth.value_units)
+        + bytes.fromhex(auth.nonce[2:])
+        + uint_word(auth.valid_before_s)
+        + address_word(auth.from_)
+        + address_word(auth.to)
+        + uint_word(auth.valid_after_s)
+        + uint_word(8 * 32)
+        + bytes_tail(auth.signature)
+    )
+
+
+async def verify(rpc: Rpc, asset: Asset, auth: Authorization) -> str:
+    """Ask the chain whether this would move the money now: ``"key"`` or ``"contract"``.
+
+    ``Rejected`` with the reason, ``Unavailable`` if the chain cannot be asked.
+    """
+    code, *deployed = await asyncio.gather(
+        rpc.code(auth.from_),
+        rpc.has_code(EXACT_PROXY),
+        rpc.has_code(PERMIT2),
+        rpc.has_code(asset.address),
+    )
+    if not all(deployed):
+        # A call to an address without code succeeds and moves nothing.
+        raise Rejected("permit2_proxy_not_deployed", "this network has no x402 proxy for Permit2")
+    signed = digest(rpc.network, auth)
+    if not await _is_signed(rpc, auth, signed, bool(code)):
+        raise Rejected(_BAD_SIGNATURE, f"the signature is not {auth.from_}'s")
+    await _has_money(rpc, asset, auth)
+    if await nonce_used(rpc, auth.from_, auth.nonce):
+        raise Rejected("permit2_invalid_nonce", "this nonce of the payer is used")
+    try:
+        await rpc.eth_call(EXACT_PROXY, settle_calldata(auth), gas=SIMULATION_GAS)
+    except Reverted as error:
+        raise Rejected("permit2_simulation_failed", error.detail) from None
+    return "contract" if code else "key"
+
+
+async def _is_signed(rpc: Rpc, auth: Authorization, signed: bytes, has_code: bool) -> bool:
+    """As Permit2 decides: an address with code by ERC-1271, any other by its key."""
+    if not has_code:
+        return recover(signed, auth.signature) == auth.from_
+
+    async def call(_caip2: str, to: str, data: bytes) -> bytes:
+        try:
+            return await rpc.eth_call(to, data, gas=ERC1271_GAS)
+        except Reverted:
+            return b""
+
+    return await contract_signed(call, rpc.network.caip2, auth.from_, signed, auth.signature)
+
+
+async def _has_money(rpc: Rpc, asset: Asset, auth: Authorization) -> None:
+    owner = address_word(auth.from_)
+    allowance, balance = await asyncio.gather(
+        _word(rpc, asset.address, _ALLOWANCE + owner + address_word(PERMIT2)),
+        _word(rpc, asset.address, _BALANCE + owner),
+    )
+    if allowance < auth.value_units:
+        raise Rejected(
+            "permit2_allowance_required", f"{auth.from_} has not approved Permit2 for this token"
+        )
+    if balance < auth.value_units:
+        raise Rejected("permit2_insufficient_balance", "the paying wallet does not hold enough")
+
+
+async def nonce_used(rpc: Rpc, owner: str, nonce: str, block: str = "latest") -> bool:
+    """Whether Permit2 has marked this nonce, by a transfer or by its owner."""
+    place, bit = divmod(int(nonce, 16), 256)
+    data = _NONCE_BITMAP + address_word(owner.lower()) + uint_word(place)
+    return bool(await _word(rpc, PERMIT2, data, block) >> bit & 1)
+
+
+async def _word(rpc: Rpc, to: str, data: bytes, block: str = "latest") -> int:
+    answer = await rpc.eth_call(to, data, block)
+    if len(answer) != 32:
+        raise Unavailable("rpc_bad_answer", f"{to} did not answer with one word")
+    return int.from_bytes(answer, "big")
+
+
+def _table(value: object, what: str, names: set[str], *, exact: bool = True) -> dict[str, Any]:
+    if not isinstance(value, dict) or (exact and value.keys() != names):
+        raise _malformed(f"{what} should be an object with {', '.join(sorted(names))}")
+    return value
+
+
+def _address(table: dict[str, Any], name: str) -> str:
+    if not is_address(table[name]):
+        raise _malformed(f"{name} is not an address")
+    address: str = table[name].lower()
+    return address
+
+
+def _number(table: dict[str, Any], name: str) -> int:
+    text = table[name]
+    if not isinstance(text, str) or _NUMBER.fullmatch(text) is None or int(text) >= 2**256:
+        raise _malformed(f"{name} is not a string of decimal digits below 2^256")
+    return int(text)
+
+
+def _malformed(detail: str) -> Rejected:
+    return Rejected("invalid_payload", detail)
