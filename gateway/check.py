@@ -86,7 +86,7 @@ async def _findings(settings: Settings, target: str | None) -> AsyncIterator[Fin
     yield libraries
     # What hashes or signs wrongly asks wrongly too: more faults would only hide the one.
     for chain in settings.chains if libraries.state == "ok" else ():
-        async for finding in _chain(chain):
+        async for finding in _chain(settings, chain):
             yield finding
     for upstream in settings.upstreams:
         yield await _upstream(upstream)
@@ -216,7 +216,7 @@ def _libraries(settings: Settings) -> Finding:
     return Finding(_LIBRARIES, "ok", "hashes and signatures are those of web3 and eth_account")
 
 
-async def _chain(chain: Chain) -> AsyncIterator[Finding]:
+async def _chain(settings: Settings, chain: Chain) -> AsyncIterator[Finding]:
     from chain.errors import ChainError
     from chain.rpc import Rpc
     from chain.tokens import read_standing, read_token, standing_faults, token_faults
@@ -239,6 +239,8 @@ async def _chain(chain: Chain) -> AsyncIterator[Finding]:
                 yield Finding(name, "ok", said)
         async for finding in _providers(chain, rpc):
             yield finding
+        async for finding in _past(settings, chain, rpc):
+            yield finding
         async for finding in _settlers(chain, rpc):
             yield finding
         yield await _batching(chain, rpc)
@@ -248,6 +250,31 @@ async def _chain(chain: Chain) -> AsyncIterator[Finding]:
         yield Finding(name, "fail", f"{error.code}: {error.detail}")
     finally:
         await rpc.close()
+
+
+async def _past(settings: Settings, chain: Chain, rpc: Rpc) -> AsyncIterator[Finding]:
+    """Whether money came to ``pay_to`` before this ledger: then somebody else may count it too."""
+    from chain.eth import selector
+    from gateway.db import Database
+    from gateway.migrations.run import HEAD, current_revision
+    from gateway.payments.watcher import watched
+    from wallet_auth.keys import address_word
+
+    db = await Database.connect(settings.server.database)
+    try:
+        for asset in chain.network.assets:
+            data = selector("balanceOf(address)") + address_word(chain.pay_to)
+            units = int.from_bytes(await rpc.eth_call(asset.address, data), "big")
+            known = None
+            if units and await current_revision(db) == HEAD:
+                async with db.read() as tx:
+                    known = await watched(tx, chain, asset)
+            if units and known is None:
+                text = f"it holds {units / 10**6:.2f} {asset.symbol} that came before these books"
+                ask = "must be this ledger's alone: does anything else count what arrives there?"
+                yield Finding(f"pay_to {chain.name}", "warn", f"{text}; {ask}")
+    finally:
+        await db.close()
 
 
 async def _providers(chain: Chain, rpc: Rpc) -> AsyncIterator[Finding]:

@@ -23,7 +23,7 @@ from gateway.payments import card, carry, gas, journal, reconcile, recover, watc
 from gateway.payments.journal import Payment
 from gateway.payments.rails import Rails
 from gateway.payments.stripe import CardError
-from gateway.settings import Settings
+from gateway.settings import Chain, Settings
 
 # After its lease a hold is left alone for this long: clocks of two nodes are not one.
 LAPSE_MARGIN_MS: Final = 2_000
@@ -158,13 +158,16 @@ class _Watcher:
         self._watch = watcher.Watch()
 
     async def watch(self, node: Node) -> None:
-        for chain in node.settings.chains:
-            if node.stopping.is_set():
-                return
-            try:
-                await self._watch.look(node.rails, chain)
-            except _PASSING as error:  # one network keeps no other waiting
-                log.warning("%s is not followed now: %s", chain.name, error)
+        chains = node.settings.chains
+        await asyncio.gather(*(self._look(node, chain) for chain in chains))
+
+    async def _look(self, node: Node, chain: Chain) -> None:
+        try:
+            await self._watch.look(node.rails, chain)
+        except _PASSING as error:  # one network keeps no other waiting
+            log.warning("%s is not followed now: %s", chain.name, error)
+        except Exception:
+            log.exception("%s is not followed now; it is tried again", chain.name)
 
 
 class _Providers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -381,6 +382,89 @@ async def test_yes_and_no_have_one_form(
             await transfers.authorization_used(
                 client, USDC, chain_net.settler.address, "0x" + "11" * 32
             )
+        assert error.value.code == "rpc_bad_answer"
+    finally:
+        await client.close()
+
+
+# --- reading what came in -------------------------------------------------------------------
+
+
+def _paid(net: Devnet, *units: int) -> tuple[str, int, list[str]]:
+    """Transfers to a new address: it, the block before them, and their transactions."""
+    to = "0x" + secrets.token_hex(20)
+    before = int(net.rpc("eth_blockNumber"), 16)
+    sent = [net.transfer(net.accounts[0].address, to, each) for each in units]
+    for tx_hash in sent:
+        net.receipt(tx_hash)
+    return to, before, sent
+
+
+async def test_what_came_in_is_read_from_the_logs(chain_net: Devnet, rpc: Rpc) -> None:
+    to, before, sent = _paid(chain_net, 10_000, 0, 30_000)
+    head = await rpc.block_number()
+    found = await transfers.incoming(rpc, USDC, to, before + 1, head)
+    assert [(f.tx_hash, f.n, f.value_units) for f in found] == [
+        (sent[0], 0, 10_000),
+        (sent[2], 0, 30_000),
+    ]
+    for each in found:
+        alike = await transfers.transfers_of(rpc, each.tx_hash, USDC, to)
+        assert alike is not None
+        assert [(a.n, a.from_, a.value_units, a.block_hash) for a in alike] == [
+            (each.n, each.from_, each.value_units, each.block_hash)
+        ]
+    assert await transfers.incoming(rpc, USDC, to, head + 1, head) == []
+
+
+async def test_a_span_that_is_refused_is_halved(chain_net: Devnet, faulty_node: FaultyNode) -> None:
+    chain_net.mine(8)
+    to, before, sent = _paid(chain_net, 10_000, 20_000, 30_000)
+    faulty_node.fault("eth_getLogs", "error", {"code": -32000, "message": "too wide"}, times=3)
+    client = Rpc(NETWORK, [faulty_node.url])
+    try:
+        found = await transfers.incoming(client, USDC, to, before - 5, before + 3)
+        assert [each.tx_hash for each in found] == sent
+    finally:
+        await client.close()
+
+
+async def test_an_index_that_lags_hides_nothing_from_another_one(
+    chain_net: Devnet, faulty_node: FaultyNode
+) -> None:
+    to, before, sent = _paid(chain_net, 10_000)
+    faulty_node.fault("eth_getLogs", "change", lambda _: [])
+    client = Rpc(NETWORK, [faulty_node.url, chain_net.rpc_url])
+    try:
+        found = await transfers.incoming(client, USDC, to, before, before + 1)
+        assert [each.tx_hash for each in found] == sent
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"address": "0x" + "12" * 20},
+        {"topics": []},
+        {"data": "0x"},
+        {"data": "0x" + "ff" * 32},
+        {"blockNumber": "0x0"},
+        {"blockHash": "0x12"},
+        {"transactionHash": None},
+        {"logIndex": 1},
+    ],
+    ids=str,
+)
+async def test_a_log_of_something_else_is_no_transfer_to_us(
+    chain_net: Devnet, faulty_node: FaultyNode, change: dict[str, object]
+) -> None:
+    to, before, _ = _paid(chain_net, 10_000)
+    client = Rpc(NETWORK, [faulty_node.url])
+    try:
+        faulty_node.fault("eth_getLogs", "change", lambda logs: [{**logs[0], **change}])
+        with pytest.raises(Unavailable) as error:
+            await transfers.incoming(client, USDC, to, before, before + 1)
         assert error.value.code == "rpc_bad_answer"
     finally:
         await client.close()

@@ -158,6 +158,23 @@ async def test_what_providers_tell(
     assert state == "warn" and "only one is named" in text
 
 
+async def test_money_that_came_before_the_books(
+    farebox: Farebox, tmp_path: Path, chain_net: Devnet
+) -> None:
+    configure(tmp_path, chain_net)  # pays a wallet that has some
+
+    async def told() -> list[tuple[str, str]]:
+        done = await asyncio.to_thread(farebox, "check", "--json")
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        return [(r["state"], r["text"]) for r in rows if r["check"] == "pay_to base-sepolia"]
+
+    ((state, text),) = await told()
+    assert state == "warn" and "before these books" in text
+    asked = await asyncio.to_thread(farebox, "migrate", "--json")
+    assert asked.returncode == 0
+    assert [state for state, _ in await told()] == ["warn"]  # still nobody has begun to count
+
+
 def test_a_broken_library(
     farebox: Farebox, tmp_path: Path, chain_net: Devnet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
