@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from gateway.errors import NextAction, Problem
 from gateway.fields import values
+from gateway.limits import Client, client_of
 from gateway.middleware import read_body
 from gateway.money import format_credits
 from gateway.node import Node
@@ -28,6 +29,13 @@ NODE: Final = "farebox.node"  # where the front puts the node in the ASGI scope
 def node_of(request: Request) -> Node:
     node: Node = request.scope[NODE]
     return node
+
+
+def client_of_request(request: Request) -> Client:
+    """Where a request came from."""
+    peer, _ = request.scope["client"] or ("", 0)
+    trusted = node_of(request).settings.server.trusted_proxies
+    return client_of(peer, request.scope["headers"], trusted)
 
 
 async def body_of(request: Request) -> bytes:
@@ -59,7 +67,9 @@ async def caller_of(request: Request, body: bytes) -> Caller:
             "identity_unsupported",
             "Sign-in-with-x is for priced calls: sign this request (ERC-8128).",
         )
-    caller = await identify(node, request.method, target, request.scope["headers"], node.now_s())
+    headers = request.scope["headers"]
+    client = client_of_request(request)
+    caller = await identify(node, request.method, target, headers, node.now_s(), client)
     _check_digest(node, request, target, caller, body)
     return caller
 

@@ -12,13 +12,15 @@ from chain.errors import ChainError
 from gateway import ledger
 from gateway.errors import NextAction, Problem
 from gateway.fields import by_name, values
+from gateway.limits import UNKNOWN, Client
 from gateway.node import Node, unavailable
 from gateway.payments.identifier import alias_of
 from gateway.payments.wire import PAYMENT_HEADERS, Presented, decode, payment_header
 from gateway.proxy.headers import is_our_key
 from gateway.proxy.siwx import prove
 from gateway.proxy.target import Target
-from wallet_auth import AuthError, SignedRequest, Signer, siwx, verify
+from wallet_auth import AuthError, Call, SignedRequest, Signer, siwx, verify
+from wallet_auth.keys import ERC1271_YES
 
 Headers = Sequence[tuple[bytes, bytes]]
 _ACCEPT_SIGNATURE = (
@@ -50,7 +52,14 @@ NOBODY: Final = Caller(None, None, None)
 _SAYING: Final = frozenset((b"signature-input", b"authorization", b"idempotency-key", siwx.HEADER))
 
 
-async def identify(node: Node, method: str, target: Target, headers: Headers, now_s: int) -> Caller:
+async def identify(  # noqa: PLR0917  (a request)
+    node: Node,
+    method: str,
+    target: Target,
+    headers: Headers,
+    now_s: int,
+    client: Client = UNKNOWN,
+) -> Caller:
     """Parse and check everything that says who is calling. Raises ``Problem``.
 
     The body has not been read: ``wallet_auth.check_body`` compares it with the signed digest.
@@ -61,11 +70,13 @@ async def identify(node: Node, method: str, target: Target, headers: Headers, no
     presented = None
     signer = ceiling_units = None
     if b"signature-input" in named:
-        signer = await _signer(node, method, target, headers, now_s)
+        signer = await _signer(node, method, target, headers, now_s, _asking(node, client))
     if siwx.HEADER in named:
         if signer is not None:
             raise Problem("identity_conflict", "The request is signed in more than one way.")
-        signer, ceiling_units = await prove(node, method, target, headers, now_s)
+        signer, ceiling_units = await prove(
+            node, method, target, headers, now_s, _asking(node, client)
+        )
     raw = payment_header(headers)
     if raw is not None:
         presented = decode(raw)
@@ -110,8 +121,31 @@ def _alias(headers: Headers) -> str | None:
     return text
 
 
-async def _signer(
-    node: Node, method: str, target: Target, headers: Headers, now_s: int
+def _asking(node: Node, client: Client) -> Call:
+    """How a contract wallet is asked for a client. Whoever names one can make us ask, so what is
+    answered with no is counted, like calls that end uncharged, and refused when it is too much."""
+    key = f"contract:{client.address}" if client.single else None
+
+    async def ask(caip2: str, to: str, data: bytes) -> bytes:
+        full = node.limits.too_many_uncharged(key)
+        if full is not None:
+            limit, standing = full
+            raise Problem(
+                "rate_limited",
+                f"More than {limit.count} signatures of contract wallets from here were wrong "
+                "within a minute.",
+                headers={"Retry-After": str(-(-standing.reset_ms // 1000))},
+            )
+        told = await node.eth_call(caip2, to, data)
+        if told != ERC1271_YES:
+            node.limits.ended_uncharged(key)
+        return told
+
+    return ask
+
+
+async def _signer(  # noqa: PLR0917  (one caller)
+    node: Node, method: str, target: Target, headers: Headers, now_s: int, ask: Call
 ) -> Signer | None:
     request = SignedRequest(
         method=method,
@@ -121,7 +155,7 @@ async def _signer(
         index=by_name(headers),
     )
     try:
-        return await verify(request, now_s, node.eth_call)
+        return await verify(request, now_s, ask)
     except AuthError as error:
         raise auth_problem(node, method, target, error) from None
     except ChainError as error:

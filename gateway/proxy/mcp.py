@@ -164,7 +164,10 @@ async def _caller(call: _Asked, price: Quote) -> Caller:
     """Who calls and what pays, in the header or in the message."""
     node, message, presented = call.node, call.message, None
     try:
-        caller = await identify(node, "POST", call.target, call.incoming, call.request.now_s)
+        request = call.request
+        caller = await identify(
+            node, "POST", call.target, call.incoming, request.now_s, request.client
+        )
         if message.payment is not None:
             presented = decode_object(message.payment)
             if caller.presented is not None:

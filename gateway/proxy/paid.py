@@ -61,7 +61,7 @@ async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) 
     presented = None
     try:
         caller = await identify(
-            node, request.method, request.target, request.headers, request.now_s
+            node, request.method, request.target, request.headers, request.now_s, request.client
         )
         presented = caller.presented
         if request.pace is not None:

@@ -22,7 +22,7 @@ from gateway.node import Node, unavailable
 from gateway.payments.identifier import DECLARED
 from gateway.proxy.body import CONTENT_DIGEST, Body
 from gateway.proxy.target import Target
-from wallet_auth import AuthError, Signer, siwx
+from wallet_auth import AuthError, Call, Signer, siwx
 
 Receive = Callable[[], Awaitable[Any]]
 PREFIX: Final = "invalid_siwx_"
@@ -37,8 +37,8 @@ def refused(code: str) -> bool:
     return code.startswith(PREFIX)
 
 
-async def prove(
-    node: Node, method: str, target: Target, headers: Any, now_s: int
+async def prove(  # noqa: PLR0917  (one caller)
+    node: Node, method: str, target: Target, headers: Any, now_s: int, ask: Call
 ) -> tuple[Signer, int]:
     """Who answered our challenge for this request, and what it may cost at most, in units.
 
@@ -49,7 +49,7 @@ async def prove(
         raise Problem("identity_conflict", "SIGN-IN-WITH-X may be sent only once.")
     asked = _asked(node, method, target, None)
     try:
-        return await siwx.verify(found[0], node.rails.keys, asked, now_s, node.eth_call)
+        return await siwx.verify(found[0], node.rails.keys, asked, now_s, ask)
     except AuthError as error:
         raise Problem(error.code, error.detail) from None
     except ChainError as error:

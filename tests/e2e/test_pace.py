@@ -259,3 +259,34 @@ async def test_a_shared_address_is_not_blamed(
             assert (await http.get("/500", headers=wallet.sign("GET", url))).status_code == 502
         limited(await http.get("/500", headers=wallet.sign("GET", url)))
         assert (await http.get("/500", headers=other.sign("GET", url))).status_code == 502
+
+
+# --- signatures of contract wallets ---------------------------------------------------------------
+
+
+async def test_wrong_signatures_of_contracts_are_not_asked_about_for_ever(
+    paced: Gateway, api: Api, wallet: Wallet, cheap: str
+) -> None:
+    """Anybody can name a contract, and each time a node of the chain, which costs, is asked."""
+    balance = "/farebox/v1/credits/balance"
+
+    async def wrong(address: str, path: str) -> httpx.Response:
+        made = wallet.sign("GET", paced.url + path, chain_id=84532)
+        named = made["Signature-Input"].replace(wallet.address, "0x" + "c0" * 20)
+        return await http.get(
+            path, headers={**made, "Signature-Input": named, **from_address(address)}
+        )
+
+    async with paced.client() as http:
+        for n in range(5):
+            answer = await wrong("1.2.3.4", cheap if n % 2 else balance)
+            assert problem(answer, "signature_invalid")["status"] == 401
+        for path in (cheap, balance):
+            answer = await wrong("1.2.3.4", path)
+            assert problem(answer, "rate_limited")["status"] == 429
+            assert 0 < int(answer.headers["retry-after"]) <= 60
+            problem(await wrong("1.2.3.5", path), "signature_invalid")
+        mine = wallet.sign("GET", paced.url + balance)  # a key's own is not asked about
+        answer = await http.get(balance, headers={**mine, **from_address("1.2.3.4")})
+        assert answer.status_code == 200
+    assert api.calls(cheap) == 0

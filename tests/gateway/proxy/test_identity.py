@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from gateway.errors import Problem
+from gateway.limits import Limits
 from gateway.node import Node
 from gateway.proxy.identity import guard_of, identify
 from gateway.proxy.target import parse
@@ -36,6 +37,7 @@ NODE = cast(
         authority="a.example",
         scheme="https",
         eth_call=_yes,
+        limits=Limits(None, deployment="test", uncharged_per_min=60),
         rails=SimpleNamespace(chain_of=lambda presented: _CHAIN),
         settings=SimpleNamespace(server=SimpleNamespace(public_url="https://a.example")),
     ),
