@@ -16,7 +16,17 @@ from gateway.limits import client_of
 from gateway.money import parse_usd
 from gateway.node import Node, unavailable
 from gateway.own import amount, answer, body_of, bound_caller, caller_of, node_of, object_of
-from gateway.payments import by_hash, card, challenge, journal, offers, payout, purchase, x402
+from gateway.payments import (
+    by_hash,
+    card,
+    challenge,
+    journal,
+    offers,
+    payout,
+    purchase,
+    receipts,
+    x402,
+)
 from gateway.payments.order import CameWith
 from gateway.payments.rails import content_hash
 from gateway.payments.wire import Presented
@@ -89,7 +99,8 @@ async def _by_hash(request: Request, node: Node, body: bytes, wanted: dict[str, 
         done = await by_hash.credit(node.rails, asked, node.eth_call)
     if not done.minted:
         raise replies.pending(node, done.payment, status=202)
-    headers = dict(replies.payment_receipt(node, done.payment).headers)
+    target = from_scope(request.scope).raw
+    headers = dict(replies.payment_receipt(node, done.payment, target).headers)
     if done.repeat:
         headers["Farebox-Replayed"] = "true"
     return answer(200, by_hash.shown(node.settings, asked, done), headers)
@@ -152,7 +163,7 @@ async def _bought(  # noqa: PLR0917
             seen = await read.account(tx, account_id)
         if seen is not None:
             view |= amount(node, "balance", seen.available_units)
-    headers = dict(replies.payment_receipt(node, payment).headers)
+    headers = dict(replies.payment_receipt(node, payment, asked.target).headers)
     if paid.repeat:
         headers["Farebox-Replayed"] = "true"
     return answer(200, {"success": True, **view}, headers)
@@ -276,7 +287,15 @@ async def stripe_webhook(request: Request) -> Response:
     return answer(200, {"received": True, "outcome": outcome})
 
 
+async def receipt_keys(request: Request) -> Response:
+    """``GET v1/receipts/keys``: whose signatures on receipts are this deployment's."""
+    node = node_of(request)
+    found = {"addresses": receipts.addresses(node.rails.keys), "format": "eip712"}
+    return answer(200, found)
+
+
 ROUTES = [
+    Route("/farebox/v1/receipts/keys", receipt_keys, methods=["GET"]),
     Route("/farebox/v1/credits/purchase", buy, methods=["POST"]),
     Route("/farebox/v1/credits/refund", refund, methods=["POST"]),
     Route("/farebox/v1/card/checkout", card_checkout, methods=["POST"]),

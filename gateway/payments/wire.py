@@ -156,6 +156,7 @@ def response_headers(
     error: tuple[str, str] | None = None,
     v1_name: str | None = None,
     extra: dict[str, Any] | None = None,
+    extensions: dict[str, Any] | None = None,
 ) -> list[tuple[str, str]]:
     """PAYMENT-RESPONSE (x402 v2) and X-PAYMENT-RESPONSE (v1), both: each client reads its own."""
     body: dict[str, Any] = {
@@ -171,4 +172,6 @@ def response_headers(
         body["amount"] = str(amount_units)
     if extra is not None:
         body["extra"] = extra
+    if extensions is not None:
+        body["extensions"] = extensions
     return [("PAYMENT-RESPONSE", encode(body)), ("X-PAYMENT-RESPONSE", encode(old))]

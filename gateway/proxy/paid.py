@@ -303,7 +303,7 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
     except Problem as refusal:
         raise refusal_of(node, request, price, presented, refusal) from None
     payment = paid.payment
-    receipt = replies.payment_receipt(node, payment)
+    receipt = replies.payment_receipt(node, payment, request.target.raw)
     if payment.state in ("failed", "reversed"):
         failure = Problem(
             payment.error_code or "settlement_failed", payment.error_detail or "It failed."

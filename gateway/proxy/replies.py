@@ -13,6 +13,7 @@ from gateway.ledger import read
 from gateway.ledger.sweep import INTERRUPTED
 from gateway.money import format_credits
 from gateway.node import Node
+from gateway.payments import receipts
 from gateway.payments.journal import Payment
 from gateway.payments.wire import Presented, response_headers
 from gateway.proxy import cors
@@ -58,9 +59,9 @@ def json_reply(status: int, value: object, headers: Pairs = ()) -> Reply:
     return Reply(status, (*fixed, *headers), json.dumps(value, ensure_ascii=False).encode())
 
 
-def payment_receipt(node: Node, payment: Payment) -> Receipt:
-    """The PAYMENT-RESPONSE of a payment that succeeded."""
-    return Receipt(payment.payer or "", tuple(_response(node, payment)))
+def payment_receipt(node: Node, payment: Payment, target: bytes) -> Receipt:
+    """The PAYMENT-RESPONSE of a payment that succeeded, for what was asked at ``target``."""
+    return Receipt(payment.payer or "", tuple(_response(node, payment, target)))
 
 
 def paid_from(
@@ -94,9 +95,20 @@ def paid_from(
     return (*_FROM_CREDITS, *told)
 
 
-def _response(node: Node, payment: Payment) -> list[tuple[str, str]]:
+def _response(node: Node, payment: Payment, target: bytes = b"") -> list[tuple[str, str]]:
     chain = node.settings.chain(payment.network or "")
     done = payment.state == "succeeded"
+    extensions = None
+    if done and target:
+        url = node.settings.server.public_url + target.decode("ascii")
+        told = receipts.Receipt(
+            chain.caip2,
+            url,
+            payment.payer or "",
+            payment.created_at_ms // 1000,
+            payment.tx_hash or "",
+        )
+        extensions = receipts.signed(node.rails.keys, told)
     reason = "settlement_pending" if payment.state == "processing" else payment.error_code
     return response_headers(
         success=done,
@@ -106,6 +118,7 @@ def _response(node: Node, payment: Payment) -> list[tuple[str, str]]:
         amount_units=payment.amount_units if done else None,
         error=None if done else (reason or "settlement_failed", payment.error_detail or ""),
         v1_name=chain.network.v1_name,
+        extensions=extensions,
     )
 
 

@@ -321,6 +321,24 @@ async def test_what_a_settlement_claims_first_is_not_held(
     assert await shop.uses() == [("settle", "pay_1")]
 
 
+async def test_credits_of_another_source_that_come_in_between_are_not_spent(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card payment is minted between our look and our hold, and would be spent first."""
+    await shop.mint(8_000)
+    truly = from_credits._hold
+
+    async def late(*arguments: Any) -> Any:
+        later_ms = int(time.time() * 1000) + 86_400_000
+        await shop.mint(5_000, source="stripe", payer=None, expires_ms=later_ms)
+        return await truly(*arguments)
+
+    monkeypatch.setattr(from_credits, "_hold", late)
+    assert await shop.take(pay()) is None
+    assert await shop.balance() == (13_000, 0)
+    assert await shop.uses() == []
+
+
 async def test_the_signature_is_not_kept(shop: Shop) -> None:
     await shop.mint(8_000)
     presented = pay()
