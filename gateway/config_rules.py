@@ -126,6 +126,11 @@ def _chains(chains: tuple[Chain, ...], credit: Credits | None) -> Iterator[Rule]
                 f"is the same network as chains.{seen[chain.caip2]}",
             )
         seen[chain.caip2] = chain.name
+        if chain.refund_key is not None and chain.settler_key is None:
+            yield (
+                (f"{where}.refund_key", f"{where}.settler_key"),
+                "needs settler_key beside it, which pays the gas of refunds",
+            )
         if chain.min_onchain_units > CLIENT_CAP_UNITS:
             yield (
                 (f"{where}.min_onchain", "credits.min_onchain"),

@@ -23,9 +23,9 @@ from gateway.db import Tx, transact
 from gateway.errors import Problem
 from gateway.money import format_credits, format_usd
 from gateway.observe import log
-from gateway.payments import carry, journal
+from gateway.payments import carry, gas, journal
 from gateway.payments.journal import Payment
-from gateway.payments.rails import Rails
+from gateway.payments.rails import PAUSES, Rails
 from gateway.settings import Chain, Settings
 from wallet_auth.keys import address_word, keccak256
 
@@ -217,23 +217,30 @@ async def _look_ahead(
             "data": "0x" + (_TRANSFER + address_word(asker.address) + uint_word(units)).hex(),
         }
         try:
+            await gas.choose(rails, chain)
             newest[network] = await rpc.block_number()
             await rpc.call("eth_call", [call, "latest"])
         except Rejected as refusal:
             await _not_blacklisted(rpc, chain, asset, asker.address)
             log.error("%s: a refund of %d units: %s", chain.name, units, refusal)
-            raise Problem(
-                "refund_unavailable",
-                "The refund cannot be paid at the moment; nothing was withheld. Ask the operator.",
-                headers={"Retry-After": "600"},
-            ) from refusal
+            raise _not_now() from refusal
         except ChainError as error:
+            if error.code in PAUSES:
+                raise _not_now() from error
             raise Problem(
                 "dependency_unavailable",
                 "The chain cannot be reached right now; nothing was withheld.",
                 headers={"Retry-After": "5"},
             ) from error
     return newest
+
+
+def _not_now() -> Problem:
+    return Problem(
+        "refund_unavailable",
+        "The refund cannot be paid at the moment; nothing was withheld. Ask the operator.",
+        headers={"Retry-After": "600"},
+    )
 
 
 async def _not_blacklisted(rpc: Rpc, chain: Chain, asset: str, wallet: str) -> None:

@@ -326,6 +326,11 @@ CASES: list[tuple[str, str, str]] = [
     ),
     (
         "chains.base-sepolia",
+        f'refund_key = "{KEY}"',
+        "chains.base-sepolia.refund_key needs settler_key beside it",
+    ),
+    (
+        "chains.base-sepolia",
         "assets = []",
         "chains.base-sepolia.assets is for networks Farebox does not know",
     ),

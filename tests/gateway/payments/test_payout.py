@@ -15,6 +15,7 @@ import pytest
 from anvil.devnet import Account, Devnet, Options, running
 from chain import blocks
 from chain.blocks import Trail
+from chain.errors import Unavailable
 from chain.rpc import Rpc
 from chain.schemes import eip3009
 from gateway import ledger
@@ -27,6 +28,8 @@ from gateway.payments.payout import Asker, Wanted
 from gateway.payments.rails import Rails
 from gateway.payments.recover import recover
 from tests.e2e.stage import new_account
+from tests.e2e.test_crash import cancel
+from tests.e2e.wallet import Wallet, encode
 from tests.fixtures_chain import NETWORK, FaultyNode
 from tests.gateway.ledger import helpers
 from tests.gateway.payments.parts import Desk, opened_desk
@@ -263,6 +266,11 @@ async def test_an_empty_refund_wallet_and_none_at_all(
         await bought(poor, payer)
         await refused(poor, payer, "refund_unavailable")
         assert payout.policy(poor.rails.settings)["refundable"] is True
+    key = {"refund_key": new_account().private_key}
+    async with opened_desk(shallow, sqlite_url, gas_per_hour="0.000000001", **key) as spent:
+        async with spent.rails.db.write() as tx:
+            await tx.execute("UPDATE chain_nonce SET cost_gwei = 1, at_ms = $1", await tx.now_ms())
+        await refused(spent, payer, "refund_unavailable")
     async with opened_desk(shallow, sqlite_url) as off:
         assert payout.policy(off.rails.settings)["refundable"] is False
         await refused(off, payer, "refund_not_offered")
@@ -456,3 +464,55 @@ def test_a_nonce_is_of_one_deployment_mint_and_ordinal() -> None:
         nonces.add(payout.nonce_of(*changed))
     assert len(nonces) == 6
     assert all(len(each) == 66 for each in nonces)
+
+
+async def test_a_node_that_comes_late_sends_nothing_again(
+    desk: Desk, payer: Account, node: FaultyNode
+) -> None:
+    """It had seen that nothing was signed; meanwhile another one has stored its transaction."""
+    await bought(desk, payer)
+    node.fault("eth_sendRawTransaction", "drop")
+    (made,) = await ask(desk, payer)
+    await carry._send(desk.rails, carry._sight(desk.rails, made))
+    sql = "SELECT count(*) FROM chain_member WHERE payment_id = $1"
+    assert await scalar(desk, sql, made.id) == 1
+    node.faults.clear()
+    assert await look(desk, made) == "processing"
+    await paid(desk, made)
+
+
+async def test_what_is_used_and_not_found_is_not_given_back(
+    desk: Desk, payer: Account, node: FaultyNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that has lost its logs: the money is gone, whatever it does not find."""
+    await bought(desk, payer)
+    monkeypatch.setattr(payout, "VALID_S", 40)
+    (made,) = await ask(desk, payer)
+    assert desk.net.balance_units(payer.address) == 5_000_000
+    while (await blocks.newest(desk.rpc)).time_s < (made.valid_before_s or 0):
+        desk.net.mine()
+    await follow(desk)
+    node.fault("eth_getLogs", "change", lambda _: [])
+    node.fault("eth_getTransactionReceipt", "change", lambda _: None)
+    with pytest.raises(Unavailable):
+        await look(desk, made)
+    assert await available(desk, payer) == 0
+    node.faults.clear()
+    assert await look(desk, made) == "succeeded"
+
+
+async def test_one_that_the_refund_wallet_takes_back_is_the_lots_again(
+    desk: Desk, payer: Account, node: FaultyNode, till: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bought(desk, payer)
+    node.fault("eth_estimateGas", "drop")
+    monkeypatch.setattr(payout, "VALID_S", 20)
+    (made,) = await ask(desk, payer)
+    node.faults.clear()
+    header = encode({"payload": {"authorization": {"nonce": made.auth_nonce}}})
+    cancel(desk.net, Wallet(till), header)
+    while (await blocks.newest(desk.rpc)).time_s < (made.valid_before_s or 0):
+        desk.net.mine()
+    await follow(desk)
+    assert await look(desk, made) == "failed"
+    assert await available(desk, payer) == 1_000_000
