@@ -79,9 +79,13 @@ _DROP: Final = 1
 _LOOK: Final = 2  # its value decides
 
 
-# Bounded: names come from callers. Most requests use the same few dozen.
-@lru_cache(maxsize=2_048)
-def _up(name: bytes) -> tuple[int, bytes]:
+# Names come from callers: no more of them are kept than this, and none that is longer. Most
+# requests use the same few dozen.
+_REMEMBERED: Final = 2_048
+_LONGEST: Final = 64
+
+
+def _look_up(name: bytes) -> tuple[int, bytes]:
     """What to do with a caller's field, and its name as WSGI and CGI servers see it: they make
     HTTP_X_WALLET of x-wallet and x_wallet alike."""
     plain = name.replace(b"_", b"-")
@@ -90,10 +94,15 @@ def _up(name: bytes) -> tuple[int, bytes]:
     return (_LOOK if name in _LOOKED_AT else _PASS), plain
 
 
-@lru_cache(maxsize=2_048)
-def _dropped_down(name: bytes) -> bool:
+_up: Final = lru_cache(maxsize=_REMEMBERED)(_look_up)
+
+
+def _drops_down(name: bytes) -> bool:
     plain = name.replace(b"_", b"-")
     return plain in _RESPONSE_NAMES or plain.startswith(_RESPONSE_PREFIXES)
+
+
+_dropped_down: Final = lru_cache(maxsize=_REMEMBERED)(_drops_down)
 
 
 @lru_cache(maxsize=1_024)
@@ -138,7 +147,7 @@ def request_headers(
     out: Headers = [(b"host", host)]
     for field in listed:
         name, value = field
-        what, plain = _up(name)
+        what, plain = (_up if len(name) <= _LONGEST else _look_up)(name)
         if what == _DROP or plain in taken or name in gone:
             continue
         if what == _PASS:
@@ -188,7 +197,8 @@ def response_headers(
     out: Headers = []
     directives: list[bytes] = []
     for name, value in listed:
-        if _dropped_down(name) or name in gone:
+        dropped = _dropped_down if len(name) <= _LONGEST else _drops_down
+        if dropped(name) or name in gone:
             continue
         if name == b"set-cookie" and _our_cookie(value):
             continue

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.proxy import headers
 from gateway.proxy.headers import is_our_key, request_headers, response_headers
 
 HOST = (b"host", b"api.internal:9000")
@@ -211,3 +212,16 @@ def test_the_length_is_ours() -> None:
     pairs = [(b"content-length", b"999")]
     assert response_headers(pairs, length=5) == [(b"content-length", b"5")]
     assert response_headers(pairs) == []
+
+
+def test_long_names_are_judged_alike_and_not_kept() -> None:
+    """A caller chooses them, up to the limit of a head, and as many as it likes."""
+    kept = headers._up.cache_info().currsize, headers._dropped_down.cache_info().currsize
+    plain, ours = b"x-" + b"a" * 100, b"x_farebox_" + b"a" * 100
+    given = [(plain, b"1"), (ours, b"2")]
+    assert (plain, b"1") in headers.request_headers(given, host=b"h")
+    assert not any(name == ours for name, _ in headers.request_headers(given, host=b"h"))
+    down = [(plain, b"1"), (b"farebox_" + b"a" * 100, b"2")]
+    assert headers.response_headers(down) == [(plain, b"1")]
+    after = headers._up.cache_info().currsize, headers._dropped_down.cache_info().currsize
+    assert after == kept
