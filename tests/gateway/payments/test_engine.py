@@ -13,7 +13,7 @@ from anvil import multicall3
 from anvil.devnet import Account, Devnet
 from chain import multicall, receipts, transfers
 from chain.errors import Rejected, Unavailable
-from gateway.payments import engine, journal
+from gateway.payments import engine, journal, nonces
 from gateway.payments.journal import AuthKey
 from gateway.payments.lane import Handed, Job
 from gateway.payments.methods import METHODS, Spent
@@ -122,6 +122,8 @@ async def test_those_who_wait_together_go_together(desk: Desk) -> None:
             await journal.finish(tx, job.call.payment_id, found, await tx.now_ms())
         rows = await tx.fetch("SELECT n FROM mint_key ORDER BY n")
     assert [row["n"] for row in rows] == list(range(10))
+    async with desk.rails.db.read() as tx:
+        assert not await nonces.open_of(tx, NETWORK.caip2, desk.net.settler.address, 9)
     assert len(await desk.minted()) == 10
     assert desk.net.balance_units(PAY_TO) == 10 * UNITS
     for job in jobs:
@@ -337,6 +339,57 @@ async def test_between_the_simulation_and_the_block(desk: Desk, what: str, compa
     assert await ended(desk, job) == expected
     assert len(await desk.minted()) == company + (expected == "succeeded")
     assert len(await desk.sent_for(job)) == 1
+
+
+async def failed_in_company(desk: Desk) -> Job:
+    """A payment whose batch is in a block and did not move its money, and that is good again."""
+    payer, *rest = desk.net.accounts[:3]
+    job = desk.job(payer)
+    begin = job.begin
+    units = desk.net.balance_units(payer.address)
+
+    async def overtaken(tx: Any, at: Any) -> bool:
+        empty(desk.net, payer)
+        return await begin(tx, at)
+
+    outcome, *_ = await settled(
+        desk, replace(job, begin=overtaken), *(desk.job(each) for each in rest)
+    )
+    assert moved(desk, outcome, job) is None
+    desk.net.transfer(desk.net.accounts[9].address, payer.address, units)
+    return job
+
+
+async def test_a_stranger_is_faster_than_the_second_try(
+    faulty: Desk, faulty_node: FaultyNode
+) -> None:
+    """Refused as used is no reason to give up: it may just have been used to pay us."""
+    job = await failed_in_company(faulty)
+
+    def first(count: Any) -> Any:
+        faulty.net.send(faulty.net.operator.address, USDC.address, "0x" + job.call.data.hex())
+        return count
+
+    faulty_node.fault("eth_getTransactionCount", "change", first, times=1)
+    assert await looked_at(faulty, job) == "processing"
+    assert await looked_at(faulty, job) == "succeeded"
+    assert len(await faulty.sent_for(job)) == 1
+
+
+async def test_two_that_try_again_at_once_sign_once(desk: Desk) -> None:
+    job = await failed_in_company(desk)
+    sent = await desk.sent_for(job)
+    chain, payment_id = job.chain, job.call.payment_id
+    did = await asyncio.gather(
+        *(engine.again(desk.rails, chain, payment_id, sent) for _ in range(4)),
+        return_exceptions=True,
+    )
+    assert did.count(True) == 1
+    assert len(await desk.sent_for(job)) == 2
+    assert await ended(desk, job) == "succeeded"
+    with pytest.raises(Rejected, match="used"):
+        await engine.again(desk.rails, chain, payment_id, await desk.sent_for(job))
+    assert len(await desk.sent_for(job)) == 2
 
 
 # --- a node that stalls ---------------------------------------------------------------------------
