@@ -294,12 +294,21 @@ async def test_who_was_claimed_elsewhere_is_left_out(desk: Desk) -> None:
     ]  # fmt: skip
 
 
-async def test_a_payer_with_code_does_not_go_with_others(desk: Desk) -> None:
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("0x5b600056", (engine.PayerHasCode, Rejected)),  # burns whatever it is given
+        ("0x631626ba7e60e01b60005260206000f3", engine.PayerHasCode),  # says yes to everything
+    ],
+)
+async def test_a_payer_with_code_does_not_go_with_others(
+    desk: Desk, code: str, told: type[Exception]
+) -> None:
     """Its code runs when the token asks about the signature, with all the gas there is."""
     jobs = [desk.job(payer) for payer in desk.net.accounts[:4]]
-    desk.net.rpc("anvil_setCode", jobs[1].payer, "0x5b600056")  # burns whatever it is given
+    desk.net.rpc("anvil_setCode", jobs[1].payer, code)
     outcomes = await settled(desk, *jobs)
-    assert isinstance(outcomes.pop(1), (engine.PayerHasCode, Rejected))
+    assert isinstance(outcomes.pop(1), told)
     assert await desk.row(jobs[1]) is None
     for each in outcomes:
         tx_of(each)
