@@ -40,7 +40,10 @@ DISTURBED = {
     "UPDATE account SET spent = spent - 1": {"L10_lifetime_sums"},
     "UPDATE account SET pinned = pinned - 1 WHERE pinned > 0": {"I8_pins_are_of_open_holds"},
     "UPDATE account SET pos = pos + 1": {"I8_tape_is_whole", "I8_lots_carry_balance"},
-    "UPDATE account SET folded = folded - 1": {"I8_segments_are_whole", "I8_lots_carry_balance"},
+    "UPDATE account SET folded = folded - 1 WHERE folded > 0": {
+        "I8_segments_are_whole",
+        "I8_lots_carry_balance",
+    },
     "UPDATE account SET seq = seq + 1": {"I2_statement_head"},
     "UPDATE account SET last_id = (SELECT prev_id FROM transfer WHERE id = last_id)": {
         "I2_statement_head"
