@@ -22,6 +22,8 @@ from chain.schemes import eip3009
 from gateway import app, work
 from gateway.ledger import audit
 from gateway.node import Node
+from gateway.payments import remote
+from gateway.payments.lane import Job
 from tests.e2e.wallet import Wallet, new_wallet, offers, outcome
 from tests.fixtures_chain import NETWORK, USDC
 from tests.gateway.payments.parts import PAY_TO, settings_for
@@ -335,6 +337,44 @@ async def test_we_die_while_it_is_asked(
         assert (await shop.buy(wallet, header)).status_code == 200
         assert await shop.minted() == [1_000_000]
         assert chain_net.balance_units(wallet.address) == 9_000_000
+
+
+async def test_two_who_find_it_sign_for_it_once(
+    chain_net: Devnet, sqlite_url: str, theirs: Theirs
+) -> None:
+    """Both saw a payment without a transaction; the second one finds the first one's."""
+    theirs.character = silent
+    wallet = new_wallet(chain_net)
+    async with opened(chain_net, sqlite_url, theirs) as shop:
+        buying = asyncio.create_task(shop.buy(wallet))
+        async with asyncio.timeout(10):
+            while not theirs.asked:
+                await asyncio.sleep(0.01)
+        buying.cancel()
+        await asyncio.wait([buying])
+        async with shop.node.db.read() as tx:
+            payment_id = await tx.fetchval("SELECT id FROM payment")
+            call = await remote.call_for(tx, payment_id)
+        assert call is not None
+
+        async def never(_tx: object, _at: object) -> bool:
+            raise AssertionError("it is claimed already")
+
+        chain = shop.node.settings.chains[0]
+        job = Job(chain, call, wallet.address, (payment_id,), 2**40, never)
+        chain_net.rpc("evm_setAutomine", False)
+        try:
+            first = await remote.ourselves(shop.node.rails, job)
+            assert first is not None and first.receipt is None
+            chain_net.rpc("anvil_dropTransaction", first.tx_hash)  # as if it were not on its way
+            assert await remote.ourselves(shop.node.rails, job) is None
+        finally:
+            chain_net.rpc("evm_setAutomine", True)
+        async with shop.node.db.read() as tx:
+            assert await tx.fetchval("SELECT count(*) FROM chain_nonce") == 1
+        await shop.finished()
+        assert await shop.minted() == [1_000_000]
+    theirs.end.set()
 
 
 async def test_one_that_expires_with_it_has_failed_and_only_then(
