@@ -27,7 +27,9 @@ bench: test-environment
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 soak: test-environment
+	@scripts/system.sh soak
 	@$(BIN)/python -m tests.soak $(ARGS)
+	@$(BIN)/python -m pytest -q -s --sweep-every 1 tests/e2e/test_sweep.py tests/e2e/sweep_sqlite.py
 
 lint: test-environment
 	@$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 # apt-get when it may; otherwise says in one line what to install. Servers are started by the
 # tests themselves (tests/servers.py), never here.
 #   scripts/system.sh         for the tests
+#   scripts/system.sh soak    that, and strace
 #   scripts/system.sh bench   that, the load generator, and the peers the benchmarks compare with
 set -eu
 cd "$(dirname "$0")/.."
@@ -24,6 +25,9 @@ has_browser() {
 }
 
 kind=${1:-test}
+has_tracer() {
+    [ "$kind" != soak ] || command -v strace >/dev/null
+}
 has_load_generator() {
     [ "$kind" != bench ] || command -v wrk >/dev/null
 }
@@ -45,6 +49,7 @@ has_postgres || packages="$packages postgresql"
 has_redis || packages="$packages redis-server"
 has_browser || packages="$packages chromium"
 has_load_generator || packages="$packages wrk"
+has_tracer || packages="$packages strace"
 [ -z "$packages" ] && exit 0
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -21,6 +21,10 @@ netguard.close_network()
 # --- the run --------------------------------------------------------------------------------
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sweep-every", type=int, default=9, help="of the crash sweep's points")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """The run's own process makes the folder that its xdist workers inherit."""
     if not hasattr(config, "workerinput"):

@@ -186,3 +186,10 @@ def _in_front_of(background: Background, net: Devnet) -> Iterator[FaultyNode]:
     node = background.run(make())
     yield node
     background.run(node.stop())
+
+
+@pytest.fixture
+def every(request: pytest.FixtureRequest) -> int:
+    """How many points lie between two that are tried. 1: none."""
+    found: int = request.config.getoption("--sweep-every")
+    return found

@@ -220,7 +220,8 @@ routes = {self.routes}
     def stop(self) -> None:
         """SIGTERM, if it runs; an exit code other than 0 is a failure."""
         if self.process is not None and self.process.running:
-            assert self.process.stop() == 0, self.process.text[-2000:]
+            code = self.process.stop()
+            assert code == 0, (code, self.process.text[-2000:])
 
     def memory_kib(self, what: str = "VmRSS") -> int:
         """Memory of the process now; ``VmHWM``: the most it ever had."""

@@ -8,14 +8,13 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit, urlunsplit
 
-import httpx
 import pytest
 
 from anvil.devnet import running
 from gateway.db import sqlite_path
 from tests import servers
 from tests.e2e.stage import PRICE_UNITS, Api, Background, Gateway
-from tests.e2e.wallet import Wallet, buy, offers, problem
+from tests.e2e.wallet import Wallet, buy, code_of, offers, problem
 from tests.fixtures_chain import FaultyNode
 
 Launch = Callable[..., Gateway]
@@ -88,13 +87,6 @@ class Wire:
 
         self.cut()
         self._background.run(close())
-
-
-def code_of(answer: httpx.Response) -> str | None:
-    """The code of a problem, None for every other answer."""
-    if answer.headers.get("content-type") != "application/problem+json":
-        return None
-    return str(answer.json()["code"])
 
 
 @pytest.fixture

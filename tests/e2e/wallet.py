@@ -111,6 +111,13 @@ def problem(answer: httpx.Response, code: str) -> dict[str, Any]:
     return body
 
 
+def code_of(answer: httpx.Response) -> str | None:
+    """The code of a problem, None for every other answer."""
+    if answer.headers.get("content-type") != "application/problem+json":
+        return None
+    return str(answer.json()["code"])
+
+
 def outcome(answer: httpx.Response) -> dict[str, Any]:
     """PAYMENT-RESPONSE; X-PAYMENT-RESPONSE must say the same in the words of v1."""
     told: dict[str, Any] = decode(answer.headers["payment-response"])
