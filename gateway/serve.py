@@ -7,6 +7,7 @@ import gc
 import json
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
@@ -173,6 +174,8 @@ def _settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+    # A commit or checkpoint that is done in a thread waits so long for its turn to say so.
+    sys.setswitchinterval(0.0005)
 
 
 def _stop_on_signals(server: uvicorn.Server) -> None:

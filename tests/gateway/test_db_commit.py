@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from gateway import db_sqlite
 from gateway.db import CommitUnknown, Database
 
 PUT = "INSERT INTO meta (key, value) VALUES ($1, $2)"
@@ -189,6 +190,7 @@ async def test_a_commit_that_nobody_waits_for_keeps_the_connection_until_it_ends
                 assert go_on.wait(30)
             return super().execute(sql, *args)
 
+    monkeypatch.setattr(db_sqlite, "_QUICK_S", 0)  # as on a slow disk
     connect = sqlite3.connect
     monkeypatch.setattr(
         sqlite3, "connect", lambda *args, **more: connect(*args, factory=Slow, **more)
