@@ -113,4 +113,5 @@ python_part
 node_part anvil
 if [ "$kind" = test ]; then
     node_part tests/clients
+    node_part tests/clients/bench
 fi

@@ -4,7 +4,7 @@
 # tests themselves (tests/servers.py), never here.
 #   scripts/system.sh         for the tests
 #   scripts/system.sh soak    that, and strace
-#   scripts/system.sh bench   that, the load generator, and the peers the benchmarks compare with
+#   scripts/system.sh bench   that, the load generator, and FastAPI to compare with
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -34,13 +34,9 @@ has_load_generator() {
 
 # What is only compared with has a lock file of its own: nothing else needs it.
 bench_peers() {
-    if ! .venv/bin/python -c 'import fastapi' 2>/dev/null; then
+    .venv/bin/python -c 'import fastapi' 2>/dev/null ||
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
             --require-hashes -r scripts/bench.lock || say "FastAPI is missing: that peer is left out"
-    fi
-    [ -d tests/clients/bench/node_modules/@x402/express ] ||
-        (cd tests/clients/bench && PATH=$PWD/../../../.venv/bin:$PATH npm ci --no-audit --no-fund --loglevel=error >&2) ||
-        say "@x402/express is missing: that peer is left out"
 }
 [ "$kind" != bench ] || bench_peers
 

@@ -86,7 +86,7 @@ def _missing(name: str) -> str:
     if name == "x402-py" and importlib.util.find_spec("fastapi") is None:
         return "fastapi is not installed: scripts/system.sh bench"
     if name == "x402-express" and not (CLIENTS / "node_modules" / "@x402" / "express").is_dir():
-        return "@x402/express is not installed: scripts/system.sh bench"
+        return "@x402/express is not installed: scripts/install.sh test"
     if name == "conventional" and shutil.which("redis-server") is None:
         return "redis-server is not installed"
     return ""

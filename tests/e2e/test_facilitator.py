@@ -27,8 +27,6 @@ def facilitator(launch: Callable[..., Gateway]) -> Gateway:
 
 @pytest.fixture
 def seller(facilitator: Gateway, run: Callable[..., servers.Process]) -> Iterator[str]:
-    if not (CLIENTS / "bench" / "node_modules" / "@x402" / "express").is_dir():
-        pytest.skip("@x402/express is not installed: scripts/system.sh bench")
     port = servers.free_port()
     script = str(CLIENTS / "bench" / "facilitated.mjs")
     url = facilitator.url + "/farebox/x402"

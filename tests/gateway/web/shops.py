@@ -22,7 +22,7 @@ from tests.gateway.demo.stripes import KEY, SECRET
 WALLET = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"  # a vector of EIP-55 itself
 OPERATOR = "Weather & Co"
 
-CHROMIUM = "/usr/bin/chromium"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
