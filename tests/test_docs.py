@@ -69,6 +69,13 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def test_decisions_are_numbered_from_one_without_a_gap() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [int(page.name[:4]) for page in pages] == list(range(1, len(pages) + 1))
+    for page in pages:
+        assert page.read_text(encoding="utf-8").startswith(f"# {int(page.name[:4])}. "), page.name
+
+
 # What else is named like a code: members of requests and answers, and a setting.
 MEMBERS = {
     "next_actions",
