@@ -16,10 +16,10 @@ from chain.errors import ChainError
 from chain.receipts import Receipt
 from chain.transfers import TRANSFER, Transfer, transfers_in
 from gateway.db import Tx, transact
-from gateway.errors import NextAction, Problem
+from gateway.errors import Problem
 from gateway.ledger import LedgerFault, read
 from gateway.money import format_usd
-from gateway.payments import claims, inbound, journal, purchase, watcher
+from gateway.payments import claims, inbound, journal, purchase, sponsor, watcher
 from gateway.payments.inbound import Inbound, Placed
 from gateway.payments.journal import Payment
 from gateway.payments.rails import Rails
@@ -28,9 +28,8 @@ from wallet_auth import recipient as giving
 from wallet_auth.keys import address_word
 from wallet_auth.request import Call
 
-MEMBERS: Final = frozenset(("transaction_hash", "network", "transfer", "payer_signature"))
+MEMBERS: Final = frozenset(("transaction_hash", "network", "transfer"))
 _HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}")
-_SIGNATURE: Final = re.compile(r"0x(?:[0-9a-fA-F]{2}){1,4096}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +51,6 @@ def parse(settings: Settings, wanted: dict[str, Any], recipient: str | None) -> 
         raise Problem("invalid_request", "transaction_hash is 0x and 64 hex digits.")
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 10_000):
         raise Problem("invalid_request", "transfer is a whole number from 0.")
-    signature = wanted.get("payer_signature")
-    if signature is not None and (
-        not isinstance(signature, str) or _SIGNATURE.fullmatch(signature) is None
-    ):
-        raise Problem("invalid_request", "payer_signature is 0x and hex digits.")
     named = wanted.get("network")
     chains = tuple(c for c in settings.chains if named in (None, c.name, c.caip2))
     if not chains:
@@ -67,7 +61,7 @@ def parse(settings: Settings, wanted: dict[str, Any], recipient: str | None) -> 
         chains=chains,
         n=n,
         recipient=recipient,
-        signature=None if signature is None else bytes.fromhex(signature[2:]),
+        signature=sponsor.signature_in(wanted),
         asked_units=purchase.amount_of(settings, wanted) if asked else None,
     )
 
@@ -221,28 +215,17 @@ async def _give(rails: Rails, asked: Claim, chain: Chain, transfer: Transfer, ca
 async def _require_signature(
     rails: Rails, asked: Claim, transfer: Transfer, recipient: str, call: Call
 ) -> None:
-    deployment = rails.keys.deployment
-    text = giving.message(deployment, transfer.network, transfer.tx_hash, transfer.n, recipient)
+    network, payer = transfer.network, transfer.from_
+    text = giving.message(rails.keys.deployment, network, transfer.tx_hash, transfer.n, recipient)
     if asked.signature is not None:
-        rpc = rails.rpcs[transfer.network]
-        is_key = await claims.chain_of(rpc, transfer.from_) == ""
-        ask = None if is_key else call
-        if await giving.signed_by(ask, transfer.network, transfer.from_, text, asked.signature):
+        texts = [text]
+        if asked.n is None:  # those lines name a transaction: of one with several none is meant
+            value = transfer.value_units
+            texts += sponsor.published(payer, recipient, value, "tx", transfer.tx_hash)
+        if await sponsor.signed(rails, network, payer, texts, asked.signature, call):
             return
-    said = "is missing" if asked.signature is None else "is not the sender's, or of other words"
-    raise Problem(
-        "payer_signature_required",
-        f"The money came from {transfer.from_}; to credit {recipient} that wallet signs the "
-        f"message (EIP-191 personal_sign), and payer_signature {said}.",
-        members={"message": text, "payer": transfer.from_},
-        next_actions=[
-            NextAction(
-                "POST",
-                f"{rails.settings.server.public_url}/farebox/v1/credits/purchase",
-                "the same body with payer_signature: the signature of `message`",
-            )
-        ],
-    )
+    missing = asked.signature is None
+    raise sponsor.required(rails.settings, payer, recipient, text, missing=missing)
 
 
 async def _claimed(rails: Rails, rows: list[Inbound], *, repeat: bool) -> Claimed:

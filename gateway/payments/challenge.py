@@ -6,9 +6,9 @@ beside it. Building one writes nothing: no row, no Stripe session, no call to a 
 
 from __future__ import annotations
 
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from json import dumps
+from json import dumps, loads
 from typing import Any
 
 from gateway.errors import NextAction, Problem
@@ -79,13 +79,23 @@ def for_credits(
     *,
     refusal: Problem | None = None,
 ) -> Problem:
-    """The 402 of ``credits/purchase``: exactly the amount that was asked for."""
+    """The 402 of ``credits/purchase``: exactly the amount that was asked for.
+
+    Its body has all of it, for clients that neither read nor set header fields.
+    """
     terms = offers.terms_for_credits(settings, amount_units)
     words = f"{_both(settings, amount_units)} to buy: pay with one of the offers."
     problem = _challenge(
         settings, keys, asked, now_s, terms, "payment_required", words, "Credits", refusal
     )
     problem.members["refund_policy"] = payout.policy(settings)
+    problem.members["payment_required"] = loads(b64decode(problem.headers["PAYMENT-REQUIRED"]))
+    with_header = problem.next_actions[0]
+    in_body = (
+        "the same JSON with that payment as the object paymentPayload beside it: no header field "
+        "is needed, and the offers of x402 v2 are in payment_required too"
+    )
+    problem.next_actions = (with_header, NextAction("POST", with_header.url, in_body))
     return problem
 
 

@@ -14,6 +14,17 @@ from gateway.payments.journal import AuthKey
 from gateway.payments.rails import Rails, refused
 from gateway.payments.wire import Presented
 from gateway.settings import Chain, Settings
+from wallet_auth.request import Call
+
+
+@dataclass(frozen=True, slots=True)
+class Gift:
+    """Another wallet than the payer is to get the credits, and what the payer signed to say so;
+    nothing about it has been checked. ``call``: how a payer that is a contract is asked."""
+
+    recipient: str
+    signature: bytes
+    call: Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +33,23 @@ class CameWith:
 
     ``content`` identifies it: the same authorization with other content is a conflict.
     ``amount_units`` is what the request itself says is bought; None: any offer for it will do.
+    ``gift``: who gets the credits, if that is not the payer.
     """
 
     asked: offers.Asked
     purpose: str
     content: bytes
     amount_units: int | None = None
+    gift: Gift | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A payment that was checked against our own terms, and what it is for."""
+    """A payment that was checked against our own terms, and what it is for.
+
+    ``given``: the wallet and its chain that get the credits because the payer signed so
+    (``sponsor.py``); None: the payer.
+    """
 
     chain: Chain
     asset: Asset
@@ -41,6 +58,7 @@ class Order:
     price_units: int
     content: bytes
     offer: bytes | None
+    given: tuple[str, str] | None = None
 
     @property
     def key(self) -> AuthKey:

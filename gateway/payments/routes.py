@@ -25,17 +25,25 @@ from gateway.payments import (
     payout,
     purchase,
     receipts,
+    sponsor,
     x402,
 )
-from gateway.payments.order import CameWith
+from gateway.payments.order import CameWith, Gift
 from gateway.payments.rails import content_hash
-from gateway.payments.wire import Presented
+from gateway.payments.wire import Presented, decode_object
 from gateway.proxy import replies
+from gateway.proxy.identity import Caller, require_same_wallet
 from gateway.proxy.target import from_scope
 
-_PURCHASE = by_hash.MEMBERS | frozenset(
-    ("amount_usd", "credits", "wallet_address", "payment_method", "request_id")
+_PAYLOAD = "paymentPayload"  # as the body of a facilitator's verify and settle names it
+_PURCHASE = (
+    by_hash.MEMBERS
+    | sponsor.MEMBERS
+    | frozenset(
+        ("amount_usd", "credits", "wallet_address", "payment_method", "request_id", _PAYLOAD)
+    )
 )
+_OVER_X402 = ("x402", "x402direct")  # the second says that header fields cannot be set
 _BY_HASH = forms.RateLimit(60, 60)
 _REFUND = frozenset(("lot", "amount_usd", "all"))
 _CARD = frozenset(("amount_usd", "credits", "wallet_address"))
@@ -54,42 +62,95 @@ async def buy(request: Request) -> Response:
     units = purchase.amount_of(node.settings, wanted)
     method = wanted.get("payment_method", "x402")
     if method == "card":
+        if wanted.get(_PAYLOAD) is not None:
+            raise Problem("invalid_request", f"{_PAYLOAD} is no card payment.")
         return await _card(node, wanted, units)
-    if method != "x402":
-        raise Problem("invalid_request", 'payment_method is "x402" or "card".')
+    if method not in _OVER_X402:
+        raise Problem("invalid_request", 'payment_method is "x402", "x402direct" or "card".')
     target = from_scope(request.scope)
     asked = offers.Asked("POST", target.raw, 0)
     now = node.now_s()
     try:
-        caller = await caller_of(request, body)
+        caller = await _caller(request, body, wanted)
     except Problem as refusal:
         raise _refused(node, asked, now, units, None, refusal) from None
     if caller.presented is None:
         raise challenge.for_credits(node.settings, node.rails.keys, asked, now, units)
-    recipient = _wallet(wanted) if "wallet_address" in wanted else None
-    payer = caller.presented.authorization.from_
-    if recipient is not None and recipient != payer:
-        raise Problem(
-            "payer_mismatch",
-            f"The credits are for {recipient} and the payment is from {payer}: credits go to the "
-            "wallet that pays.",
-        )
-    # What was asked for, not its spelling: a repeat may order its members differently.
-    content = content_hash(b"credits/purchase", str(units).encode(), payer.encode())
-    came = CameWith(asked, offers.CREDITS, content, units)
     try:
+        came = _came_with(request, wanted, caller.presented, asked, units)
         paid = await x402.pay(node.rails, caller.presented, came)
     except Problem as refusal:
         raise _refused(node, asked, now, units, caller.presented, refusal) from None
     return await _bought(node, asked, now, units, caller.presented, paid)
 
 
+async def _caller(request: Request, body: bytes, wanted: dict[str, Any]) -> Caller:
+    """Who pays, in a header field or in the body. Raises ``Problem``."""
+    caller = await caller_of(request, body)
+    payload = wanted.get(_PAYLOAD)
+    if payload is None:
+        return caller
+    if caller.presented is not None:
+        raise Problem("identity_conflict", "The request carries more than one payment.")
+    if not isinstance(payload, dict):
+        raise Problem("invalid_payload", f"{_PAYLOAD} is not an object.")
+    caller = caller._replace(presented=decode_object(payload))
+    require_same_wallet(node_of(request), caller)
+    return caller
+
+
+def _came_with(
+    request: Request,
+    wanted: dict[str, Any],
+    presented: Presented,
+    asked: offers.Asked,
+    units: int,
+) -> CameWith:
+    gift = _gift(request, wanted, presented)
+    # What was asked for, not its spelling: a repeat may order its members differently.
+    parts = [str(units), presented.authorization.from_]
+    if gift is not None:
+        parts.append(gift.recipient)
+    content = content_hash(b"credits/purchase", *(part.encode() for part in parts))
+    return CameWith(asked, offers.CREDITS, content, units, gift)
+
+
+def _gift(request: Request, wanted: dict[str, Any], presented: Presented) -> Gift | None:
+    """Whose the credits are to be, if not the payer's. Raises ``Problem``: without the payer's
+    signature they are nobody else's."""
+    node, payer = node_of(request), presented.authorization.from_
+    if wanted.get("payer_wallet_address") is not None:
+        named = _wallet(wanted, "payer_wallet_address")
+        if named != payer:
+            raise Problem(
+                "payer_mismatch", f"payer_wallet_address is {named}; the payment is from {payer}."
+            )
+    signature = sponsor.signature_in(wanted)
+    recipient = _wallet(wanted) if "wallet_address" in wanted else payer
+    if recipient == payer:
+        return None
+    if signature is None:
+        raise Problem(
+            "payer_mismatch",
+            f"The credits are for {recipient} and the payment is from {payer}: credits go to the "
+            "wallet that pays, unless it signs the message (EIP-191 personal_sign) for another.",
+            members={"message": sponsor.text_of(node.rails, presented, recipient), "payer": payer},
+            next_actions=sponsor.next_actions(node.settings),
+        )
+
+    async def ask(caip2: str, to: str, data: bytes) -> bytes:
+        await _count(request, node)
+        return await node.eth_call(caip2, to, data)
+
+    return Gift(recipient, signature, ask)
+
+
 async def _by_hash(request: Request, node: Node, body: bytes, wanted: dict[str, Any]) -> Response:
     """Money that was sent already. The log is the proof; an identity is not needed."""
-    if wanted.get("payment_method", "x402") != "x402":
+    if wanted.get("payment_method", "x402") not in _OVER_X402:
         raise Problem("invalid_request", "A transaction hash is no card payment.")
     caller = await caller_of(request, body)
-    if caller.presented is not None:
+    if caller.presented is not None or wanted.get(_PAYLOAD) is not None:
         raise Problem("invalid_request", "Send a payment or a transaction hash, not both.")
     recipient = _wallet(wanted) if "wallet_address" in wanted else None
     asked = by_hash.parse(node.settings, wanted, recipient)
@@ -157,7 +218,10 @@ async def _bought(  # noqa: PLR0917
     if payment.state != "succeeded":
         raise replies.pending(node, payment, status=202)
     view = await _view(node, payment) | {"refund_policy": payout.policy(node.settings)}
-    account_id = await node.account_of(payment.recipient or "", payment.recipient_chain)
+    view["wallet_address"] = payment.recipient
+    account_id = None
+    if payment.recipient == payment.payer:  # who gives to a wallet learns nothing about it
+        account_id = await node.account_of(payment.recipient or "", payment.recipient_chain)
     if account_id is not None:
         async with node.db.read() as tx:
             seen = await read.account(tx, account_id)
@@ -177,14 +241,13 @@ async def _view(node: Node, payment: journal.Payment) -> dict[str, Any]:
     return purchase.shown(node.settings, payment, minted)
 
 
-def _wallet(wanted: dict[str, Any]) -> str:
+def _wallet(wanted: dict[str, Any], member: str = "wallet_address") -> str:
     """The wallet that gets the credits. A mixed-case address must have its EIP-55 checksum right:
     a card payment to a mistyped one would be lost."""
-    wallet = wanted.get("wallet_address")
     try:
-        return forms.address(wallet)
+        return forms.address(wanted.get(member))
     except ValueError as error:
-        raise Problem("invalid_request", f"wallet_address {error}.") from None
+        raise Problem("invalid_request", f"{member} {error}.") from None
 
 
 async def _card(node: Node, wanted: dict[str, Any], units: int) -> Response:

@@ -28,7 +28,17 @@ from gateway.db import CommitUnknown, Database, DatabaseUnavailable, Tx, transac
 from gateway.errors import Problem
 from gateway.ledger import read
 from gateway.observe import log
-from gateway.payments import engine, from_credits, gas, journal, offers, recover, remote, together
+from gateway.payments import (
+    engine,
+    from_credits,
+    gas,
+    journal,
+    offers,
+    recover,
+    remote,
+    sponsor,
+    together,
+)
 from gateway.payments.journal import AuthKey, Claim, Payment
 from gateway.payments.lane import Begun, Handed, Job
 from gateway.payments.methods import METHODS, Spent
@@ -80,6 +90,8 @@ async def pay(
             continue
         now_s, account_id = await _may_pay(rails, chain, auth.from_, came.purpose)
         order = order_of(rails, presented, came, now_s)
+        if came.gift is not None:
+            order, account_id = await sponsor.accept(rails, order, came.gift)
         if key in rails.settling:
             continue
         running = rails.settling[key] = asyncio.get_running_loop().create_future()
@@ -303,6 +315,7 @@ async def _chain_of_contract(rpc: Rpc, order: Order) -> str:
 def _new_payment(
     settings: Settings, order: Order, payment_id: str, recipient_chain: str, at: Begun
 ) -> Payment:
+    recipient, recipient_chain = order.given or (order.auth.from_, recipient_chain)
     span = settings.credits.expire_after
     expires = order.purpose == offers.CREDITS and span is not None
     return Payment(
@@ -311,7 +324,7 @@ def _new_payment(
         state="processing",
         purpose=order.purpose,
         payer=order.auth.from_,
-        recipient=order.auth.from_,
+        recipient=recipient,
         recipient_chain=recipient_chain,
         network=order.chain.caip2,
         asset=order.asset.address,

@@ -80,3 +80,73 @@ async def test_a_contract_is_asked_itself() -> None:
     contract = "0x" + "ee" * 20
     assert await recipient.signed_by(call, "eip155:1", contract, text, b"any")
     assert asked == [("eip155:1", contract)]
+
+
+PAYMENT = ("0f" * 16, "eip155:84532", "0x" + "12" * 20, "0x" + "ab" * 32, "0x" + "cd" * 20)
+LINES = ("0x" + "12" * 20, "0x" + "cd" * 20, 1000, "nonce", "0x" + "ab" * 32)
+
+
+def test_the_text_for_a_payment() -> None:
+    assert recipient.payment_message(*PAYMENT) == "\n".join(
+        [
+            "Farebox: credits of a payment to another wallet",
+            f"deployment: {'0f' * 16}",
+            "network: eip155:84532",
+            f"asset: 0x{'12' * 20}",
+            f"authorization: 0x{'ab' * 32}",
+            f"recipient: 0x{'cd' * 20}",
+        ]
+    )
+
+
+@pytest.mark.parametrize("tied_to", ["nonce", "tx"])
+def test_the_published_lines(tied_to: str) -> None:
+    assert recipient.sponsor_lines(*LINES[:3], tied_to, LINES[4]) == "\n".join(
+        [
+            "agentpmt-external-sponsor",
+            f"payer:0x{'12' * 20}",
+            f"recipient:0x{'cd' * 20}",
+            "credits:1000",
+            f"{tied_to}:0x{'ab' * 32}",
+        ]
+    )
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_every_value_of_a_payment_has_one_form(place: int) -> None:
+    for odd in (PAYMENT[place].upper(), PAYMENT[place] + "\n", "", "0x"):
+        values = [*PAYMENT[:place], odd, *PAYMENT[place + 1 :]]
+        with pytest.raises(ValueError, match="another form"):
+            recipient.payment_message(*values)
+
+
+@pytest.mark.parametrize(
+    ("place", "odd"),
+    [
+        (0, "0x" + "AB" * 20),
+        (1, "0x" + "cd" * 20 + "\ncredits:9"),
+        (2, 0),
+        (2, -5),
+        (3, "credits"),
+        (3, "network"),
+        (4, "ab" * 32),
+    ],
+)
+def test_every_value_of_the_published_lines_has_one_form(place: int, odd: str | int) -> None:
+    values = [*LINES[:place], odd, *LINES[place + 1 :]]
+    with pytest.raises(ValueError, match=r"another form|tied to"):
+        recipient.sponsor_lines(*values)  # type: ignore[arg-type]  # odd values on purpose
+
+
+async def test_a_word_for_one_thing_is_none_for_another() -> None:
+    texts = [
+        recipient.message(*VALUES),
+        recipient.payment_message(*PAYMENT),
+        recipient.sponsor_lines(*LINES),
+        recipient.sponsor_lines(*LINES[:3], "tx", LINES[4]),
+    ]
+    sender = SENDER.address.lower()
+    for one in texts:
+        for other in texts:
+            good = await recipient.signed_by(None, VALUES[1], sender, other, signature(one))
+            assert good == (one == other)

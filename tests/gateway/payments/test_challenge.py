@@ -210,6 +210,16 @@ def test_a_refusal_keeps_its_code_and_words_and_brings_new_offers() -> None:
     assert refusal.members == {"payment_id": "pay_1"} and "PAYMENT-REQUIRED" not in refusal.headers
 
 
+@pytest.mark.parametrize("refusal", [None, Problem("insufficient_funds", "The wallet is empty.")])
+def test_a_client_without_header_fields_can_buy(refusal: Problem | None) -> None:
+    asked = Asked("POST", b"/buy", 0)
+    problem = challenge.for_credits(SHOP, KEYS, asked, NOW_S, DOLLAR, refusal=refusal)
+    assert problem.members["payment_required"] == required(problem)
+    assert [action.url for action in problem.next_actions] == [URL + "/buy"] * 2
+    assert "paymentPayload" in problem.next_actions[1].send
+    assert "payment_required" not in for_call().members
+
+
 def test_where_else_to_pay_is_told() -> None:
     plain = for_call().members["pay"]
     assert plain["purchase"] == f"{URL}/farebox/v1/credits/purchase"

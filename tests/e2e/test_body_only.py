@@ -1,0 +1,131 @@
+"""Credits bought by a client that can set no header field: the whole handshake in JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.stage import Gateway, transfers_to
+from tests.e2e.wallet import Wallet, decode, new_wallet, offers, outcome, problem
+
+PURCHASE = "/farebox/v1/credits/purchase"
+DOLLAR = {"amount_usd": "1"}
+
+
+async def ask(http: httpx.AsyncClient, **wanted: Any) -> dict[str, Any]:
+    answer = await http.post(PURCHASE, json=wanted or DOLLAR)
+    assert answer.status_code == 402, answer.text
+    body: dict[str, Any] = answer.json()
+    assert body["payment_required"] == decode(answer.headers["payment-required"])
+    return body
+
+
+def payload_of(wallet: Wallet, told: dict[str, Any], version: int = 2) -> dict[str, Any]:
+    """The payment as an object, by what the body of the 402 says alone."""
+    offer = told["accepts"][0] if version == 1 else told["payment_required"]["accepts"][0]
+    pay = wallet.pay_v1 if version == 1 else wallet.pay
+    found: dict[str, Any] = decode(pay(offer))
+    return found
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("method", [{}, {"payment_method": "x402direct"}], ids=str)
+async def test_two_posts_of_json_buy_credits(
+    gateway: Gateway, wallet: Wallet, version: int, method: dict[str, str]
+) -> None:
+    async with gateway.client() as http:
+        told = await ask(http, **DOLLAR, **method)
+        paying = {**DOLLAR, **method, "paymentPayload": payload_of(wallet, told, version)}
+        done = await http.post(PURCHASE, json=paying)
+        again = await http.post(PURCHASE, json=paying)
+    assert done.status_code == 200, done.text
+    body = done.json()
+    assert (body["success"], body["state"], body["minted_units"]) == (True, "succeeded", 1_000_000)
+    assert body["wallet_address"] == wallet.address
+    assert outcome(done)["transaction"] == body["transaction"]
+    assert again.json() == body
+    assert again.headers["farebox-replayed"] == "true"
+    assert gateway.transfers(wallet.address) == [("mint", 1_000_000, "x402")]
+
+
+async def test_body_and_header_are_the_same_payment(gateway: Gateway, wallet: Wallet) -> None:
+    before = len(transfers_to(gateway.net, gateway.pay_to))
+    async with gateway.client() as http:
+        told = await ask(http)
+        header = wallet.pay(told["payment_required"]["accepts"][0])
+        in_body = {**DOLLAR, "paymentPayload": decode(header)}
+        in_header = {"PAYMENT-SIGNATURE": header}
+        answers = await asyncio.gather(
+            *(http.post(PURCHASE, json=in_body) for _ in range(10)),
+            *(http.post(PURCHASE, json=DOLLAR, headers=in_header) for _ in range(10)),
+        )
+        other = await http.post(PURCHASE, json={**in_body, "amount_usd": "2"})
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["payment_id"] for answer in answers}) == 1
+    assert len([a for a in answers if "farebox-replayed" not in a.headers]) == 1
+    problem(other, "payment_already_used")
+    assert len(transfers_to(gateway.net, gateway.pay_to)) == before + 1
+    assert gateway.transfers(wallet.address) == [("mint", 1_000_000, "x402")]
+
+
+async def test_two_payments_are_one_too_many(gateway: Gateway, wallet: Wallet) -> None:
+    async with gateway.client() as http:
+        told = await ask(http)
+        payload = payload_of(wallet, told)
+        offer = told["payment_required"]["accepts"][0]
+        for header in (wallet.pay(offer), wallet.pay_v1(told["accepts"][0])):
+            both = await http.post(
+                PURCHASE,
+                json={**DOLLAR, "paymentPayload": payload},
+                headers={"X-PAYMENT": header},
+            )
+            assert problem(both, "identity_conflict")["status"] == 400
+        hashed = {"transaction_hash": "0x" + "12" * 32, "paymentPayload": payload}
+        problem(await http.post(PURCHASE, json=hashed), "invalid_request")
+        card = {
+            **DOLLAR,
+            "payment_method": "card",
+            "wallet_address": wallet.address,
+            "paymentPayload": payload,
+        }
+        problem(await http.post(PURCHASE, json=card), "invalid_request")
+    assert gateway.payments(wallet.address) == []
+
+
+async def test_refusals_are_those_of_the_header(gateway: Gateway, wallet: Wallet) -> None:
+    poor = new_wallet(gateway.net, 0)
+    async with gateway.client() as http:
+        told = await ask(http)
+        offer = told["payment_required"]["accepts"][0]
+        good = payload_of(wallet, told)
+        unspoken = {**good, "x402Version": 3}
+        elsewhere = {**good, "accepted": {**offer, "network": "eip155:1"}}
+        forged = json.loads(json.dumps(good))
+        forged["payload"]["authorization"]["from"] = poor.address
+        for odd in ("junk", [good], 7, True):
+            answer = await http.post(PURCHASE, json={**DOLLAR, "paymentPayload": odd})
+            problem(answer, "invalid_payload")
+        for payload, code in (
+            ({}, "invalid_payload"),
+            (unspoken, "invalid_x402_version"),
+            (elsewhere, "invalid_network"),
+            (forged, "invalid_exact_evm_payload_signature"),
+            (payload_of(poor, told), "insufficient_funds"),
+        ):
+            answer = await http.post(PURCHASE, json={**DOLLAR, "paymentPayload": payload})
+            body = problem(answer, code)
+            if answer.status_code == 402:  # with everything that is needed to try again
+                assert body["payment_required"]["accepts"] == offers(answer)
+                assert outcome(answer)["success"] is False
+        signed = json.dumps({**DOLLAR, "paymentPayload": good}).encode()
+        by_other = poor.sign("POST", gateway.url + PURCHASE, signed)
+        answer = await http.post(PURCHASE, content=signed, headers=by_other)
+        problem(answer, "payer_mismatch")
+        assert gateway.payments(wallet.address) == gateway.payments(poor.address) == []
+        signature = wallet.sign("POST", gateway.url + PURCHASE, signed)
+        assert (await http.post(PURCHASE, content=signed, headers=signature)).status_code == 200
+    assert gateway.balance(wallet.address) == (1_000_000, 0)
