@@ -3,7 +3,7 @@
 # More: install, bench, soak, lint.  PYTHON=…  NODE=wheel  ARGS="…"
 
 ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 3
 BIN := .venv/bin
 export PYTHON NODE
 

@@ -22,7 +22,7 @@ netguard.close_network()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--sweep-every", type=int, default=9, help="of the crash sweep's points")
+    parser.addoption("--sweep-every", type=int, default=13, help="of the crash sweep's points")
 
 
 def pytest_configure(config: pytest.Config) -> None:

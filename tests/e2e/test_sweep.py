@@ -14,6 +14,7 @@ from tests.e2e.stage import Background, Gateway
 from tests.e2e.sweep import AFTER, BEFORE, FLOWS, Swept, Tap
 
 Launch = Callable[..., Gateway]
+QUICK = {"settle_wait_s": 1}  # a payment whose gateway died is free for others 10 s after that
 # Of the whole sweep; a part of it is done in seconds.
 pytestmark = pytest.mark.timeout(3600)
 
@@ -43,7 +44,7 @@ async def test_killed_at_every_message_to_the_chain(  # noqa: PLR0917  (fixtures
     every: int,
 ) -> None:
     line = tap(chain_session.rpc_url)
-    gateway = launch(dialect, rpc_url=f"http://127.0.0.1:{line.port}")
+    gateway = launch(dialect, rpc_url=f"http://127.0.0.1:{line.port}", server=QUICK)
     found = Swept(f"{flow}, {dialect}, {side} a message to the chain")
     await sweeps.sweep(gateway, FLOWS[flow], sweeps.tapped(line, side), found, every)
     found.check()
@@ -58,7 +59,7 @@ async def test_killed_at_every_message_to_postgres(
     parts = urlsplit(database)
     line = tap(f"tcp://{parts.hostname}:{parts.port}")
     through = urlunsplit(parts._replace(netloc=f"{parts.username}@127.0.0.1:{line.port}"))
-    gateway = launch("postgres", database=through)
+    gateway = launch("postgres", database=through, server=QUICK)
     found = Swept(f"{flow}, {side} a message to PostgreSQL")
     every = 1 if every == 1 else every * 4  # there are many more of them
     try:
