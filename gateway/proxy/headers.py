@@ -65,7 +65,7 @@ _RESPONSE_PREFIXES: Final = (
 _OURS: Final = b"farebox-"
 _LOOKED_AT: Final = frozenset((b"authorization", b"cookie", b"signature", b"signature-input"))
 _COOKIE_PREFIX: Final = b"farebox"
-_BEARER: Final = b"bearer "
+_BEARER: Final = b"bearer"
 _KEY_PREFIX: Final = b"fbx_"
 _IDENTITY: Final = (
     b"Authorization, Signature, Signature-Input, Payment-Signature, X-Payment, Sign-In-With-X"
@@ -111,9 +111,12 @@ def _plain_names(pairs: tuple[tuple[bytes, bytes], ...]) -> frozenset[bytes]:
 
 
 def is_our_key(authorization: bytes) -> bool:
-    """Whether an ``Authorization`` value is a key of this gateway (``Bearer fbx_…``)."""
-    head, rest = authorization[: len(_BEARER)], authorization[len(_BEARER) :]
-    return head.lower() == _BEARER and rest.lstrip(b" \t").startswith(_KEY_PREFIX)
+    """Whether an ``Authorization`` value is a key of this gateway (``Bearer fbx_…``).
+
+    A tab separates as well as a space does: some servers take it, so our key must not pass so.
+    """
+    scheme, *rest = authorization.split(None, 1)[:2] or [b""]
+    return scheme.lower() == _BEARER and bool(rest) and rest[0].startswith(_KEY_PREFIX)
 
 
 def _nominated(connection: Iterable[bytes]) -> set[bytes]:

@@ -67,11 +67,29 @@ def test_dropped_up(name: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [b"Bearer fbx_abc", b"bearer fbx_abc", b"BEARER  fbx_abc", b"Bearer \tfbx_abc"],
+    [
+        b"Bearer fbx_abc",
+        b"bearer fbx_abc",
+        b"BEARER  fbx_abc",
+        b"Bearer \tfbx_abc",
+        b"Bearer\tfbx_abc",
+        b"bearer\t fbx_abc",
+        b" Bearer fbx_abc",
+        b"Bearer fbx_abc more",
+    ],
 )
 def test_our_keys_do_not_go_up(value: bytes) -> None:
     assert is_our_key(value)
     assert up((b"authorization", value)) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"Bearer", b"Bearer\t", b"Bearerfbx_abc", b"Basic fbx_abc", b"Bearer\tx fbx_abc"],
+)
+def test_other_keys_are_not_taken_for_ours(value: bytes) -> None:
+    assert not is_our_key(value)
+    assert up((b"authorization", value)) == [(b"authorization", value)]
 
 
 def test_signatures_of_ours_do_not_go_up() -> None:
