@@ -50,6 +50,7 @@ from gateway.settings import Chain, Settings
 
 # Longer than any request waits, so that a live one is never overtaken by the background loop.
 LEASE_MARGIN_MS: Final = 10_000
+_FOREVER_S: Final = 2**62  # validBefore may be anything the token takes, a column may not
 MakeHold = Callable[[int, int], ledger.Hold]
 """``(account_id, price_units) -> Hold``: the hold of the call that a payment came with."""
 
@@ -331,7 +332,7 @@ def _new_payment(
         amount_units=order.auth.value_units,
         expires_ms=span.after_ms(at.now_ms) if expires and span is not None else None,
         auth_nonce=order.auth.nonce,
-        valid_before_s=order.auth.valid_before_s,
+        valid_before_s=min(order.auth.valid_before_s, _FOREVER_S),
         from_block=at.from_block,
         tx_hash=None,
         external_ref=None,
