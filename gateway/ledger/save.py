@@ -29,6 +29,9 @@ _CHANGING_LOT: Final = (
     *("id", "remaining_units", "state", "expired_units"),
     *("reversed_units", "short_units", "repaid_units", "outgoing_units", "paid_out_units"),
 )
+# Of an answer's header fields as text, so that the cache of those is below 2 MB.
+_LONGEST_KEPT: Final = 1_024
+_PAIR: Final = 8  # what a pair has around its two texts
 _UPDATE_LOT: Final = (
     f"UPDATE lot SET {', '.join(f'{n} = ${i + 1}' for i, n in enumerate(_CHANGING_LOT) if i)}"  # noqa: S608
     " WHERE id = $1"
@@ -90,8 +93,15 @@ def _answers(book: Book) -> list[tuple[int, int, str, bytes | None, int]]:
     ]
 
 
-@lru_cache(maxsize=1_024)
 def _headers_text(headers: tuple[tuple[str, str], ...]) -> str:
+    # Upstreams make them, some with texts of their callers: long ones are not kept.
+    if sum([len(name) + len(value) + _PAIR for name, value in headers]) > _LONGEST_KEPT:
+        return json.dumps(headers)
+    return _kept_text(headers)
+
+
+@lru_cache(maxsize=512)
+def _kept_text(headers: tuple[tuple[str, str], ...]) -> str:
     return json.dumps(headers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from gateway.ledger import (
     Step,
     Writer,
     batch,
+    save,
 )
 from gateway.ledger.batch import WriterStopped
 from tests.gateway.ledger.helpers import (
@@ -280,3 +282,19 @@ async def test_many_accounts_at_once_each_get_their_own(db: Database, writer: Wr
     await submit_all(writer, [void(row) for row in rows])
     for account in accounts:
         assert (await one(db, hold(account, "last", 3))).__class__ is Held
+
+
+def test_only_short_header_sets_are_kept_as_text() -> None:
+    """Upstreams make them as long as they like."""
+    kept = save._kept_text
+    kept.cache_clear()
+    short = (("content-type", "text/plain"), ("vary", "é"))
+    for headers, keeps in [
+        (short, 1),
+        (short, 1),
+        ((("x", "y" * 2_000),), 1),
+        ((("x", ""),) * 1_000, 1),  # nothing in it, and yet long
+        ((*short, ("z", "1")), 2),
+    ]:
+        assert json.loads(save._headers_text(headers)) == [list(pair) for pair in headers]
+        assert kept.cache_info().currsize == keeps
