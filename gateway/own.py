@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from gateway.errors import NextAction, Problem
 from gateway.fields import values
-from gateway.limits import Client, client_of
+from gateway.forms import RateLimit
+from gateway.limits import Client, Standing, client_of
 from gateway.middleware import read_body
 from gateway.money import format_credits
 from gateway.node import Node
@@ -24,6 +25,7 @@ from wallet_auth.strict import json_object
 
 MAX_OWN_BODY_BYTES: Final = 64 * 1024
 NODE: Final = "farebox.node"  # where the front puts the node in the ASGI scope
+SHARED: Final = 10  # times as much for an address that many callers may share
 
 
 def node_of(request: Request) -> Node:
@@ -36,6 +38,37 @@ def client_of_request(request: Request) -> Client:
     peer, _ = request.scope["client"] or ("", 0)
     trusted = node_of(request).settings.server.trusted_proxies
     return client_of(peer, request.scope["headers"], trusted)
+
+
+async def count_of_client(request: Request, what: str, count: int) -> Standing:
+    """One more ``what`` from this client, of ``count`` in a minute.
+
+    An address that many may share (a proxy that nobody named) may ten times as much.
+    """
+    client = client_of_request(request)
+    limit = RateLimit(count if client.single else count * SHARED, 60)
+    return await node_of(request).limits.take(f"{what}:address:{client.address}", limit)
+
+
+async def count_checkout(request: Request, account_id: int | None = None) -> None:
+    """One more card payment begins: a row of ours and a session at Stripe.
+
+    Raises ``Problem("rate_limited")``. ``account_id``: who signed the request, if the wallet has
+    an account; else the address counts, since a new key costs nothing.
+    """
+    node = node_of(request)
+    count = node.settings.stripe.checkouts_per_min
+    if account_id is None:
+        standing = await count_of_client(request, "checkout", count)
+    else:
+        key = f"checkout:account:{account_id}"
+        standing = await node.limits.take(key, RateLimit(count, 60))
+    if not standing.allowed:
+        raise Problem(
+            "rate_limited",
+            "Too many card payments were begun from here within a minute; nothing was charged.",
+            headers={"Retry-After": str(-(-standing.reset_ms // 1000))},
+        )
 
 
 async def body_of(request: Request) -> bytes:

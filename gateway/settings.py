@@ -283,6 +283,8 @@ class Stripe(Section):
     webhook_secret: Secret | None = None
     api_base: Annotated[str, BeforeValidator(lambda v: v and forms.base_url(v))] = ""
     """Another Stripe, for tests and the demo only."""
+    checkouts_per_min: Annotated[Count, Field(ge=1)] = 10
+    """Card payments that one address, or one account that signs, may begin in a minute."""
 
     @property
     def enabled(self) -> bool:

@@ -15,7 +15,16 @@ from gateway.ledger import read
 from gateway.limits import client_of
 from gateway.money import parse_usd
 from gateway.node import Node, unavailable
-from gateway.own import amount, answer, body_of, bound_caller, caller_of, node_of, object_of
+from gateway.own import (
+    amount,
+    answer,
+    body_of,
+    bound_caller,
+    caller_of,
+    count_checkout,
+    node_of,
+    object_of,
+)
 from gateway.payments import (
     by_hash,
     card,
@@ -64,7 +73,7 @@ async def buy(request: Request) -> Response:
     if method == "card":
         if wanted.get(_PAYLOAD) is not None:
             raise Problem("invalid_request", f"{_PAYLOAD} is no card payment.")
-        return await _card(node, wanted, units)
+        return await _card(request, body, wanted, units)
     if method not in _OVER_X402:
         raise Problem("invalid_request", 'payment_method is "x402", "x402direct" or "card".')
     target = from_scope(request.scope)
@@ -250,10 +259,13 @@ def _wallet(wanted: dict[str, Any], member: str = "wallet_address") -> str:
         raise Problem("invalid_request", f"{member} {error}.") from None
 
 
-async def _card(node: Node, wanted: dict[str, Any], units: int) -> Response:
+async def _card(request: Request, body: bytes, wanted: dict[str, Any], units: int) -> Response:
+    node = node_of(request)
     if node.cards is None:
         raise Problem("not_found", "Cards are not switched on here.")
-    payment = await card.start(node.cards, units, _wallet(wanted))
+    wallet = _wallet(wanted)
+    await count_checkout(request, await _signed_by(request, body))
+    payment = await card.start(node.cards, units, wallet)
     return answer(
         200,
         {
@@ -264,11 +276,20 @@ async def _card(node: Node, wanted: dict[str, Any], units: int) -> Response:
     )
 
 
+async def _signed_by(request: Request, body: bytes) -> int | None:
+    """The account of whoever signed the request; None for anybody else."""
+    if "signature-input" not in request.headers:
+        return None
+    caller = await caller_of(request, body)
+    return None if caller.wallet is None else await node_of(request).account_of(*caller.wallet)
+
+
 async def card_checkout(request: Request) -> Response:
     """``POST v1/card/checkout``: a Checkout page that pays credits to a wallet."""
     node = node_of(request)
-    wanted = object_of(await body_of(request), _CARD)
-    return await _card(node, wanted, purchase.amount_of(node.settings, wanted))
+    body = await body_of(request)
+    wanted = object_of(body, _CARD)
+    return await _card(request, body, wanted, purchase.amount_of(node.settings, wanted))
 
 
 async def payment_state(request: Request) -> Response:

@@ -14,13 +14,15 @@ from gateway import forms
 from gateway.errors import Problem
 from gateway.node import Node
 from gateway.observe import log
-from gateway.own import answer, body_of, node_of
+from gateway.own import answer, body_of, count_checkout, count_of_client, node_of
 from gateway.payments import card, journal, stripe
 from gateway.payments.journal import Payment
 from gateway.web import pages, shop
 from wallet_auth.keys import checksum
 
 LOOK_S: Final = 5.0  # how long the page of a payment waits for Stripe before it shows what we know
+LOOK_AGAIN: Final = forms.RateLimit(1, 1)  # for one payment
+LOOKS_PER_MIN: Final = 60  # for one address
 _FORM: Final = "application/x-www-form-urlencoded"
 
 
@@ -75,9 +77,12 @@ async def buy(request: Request) -> Response:
     if not order.ok:
         return _buy(node, order, {}, status=400)
     try:
+        await count_checkout(request)
         payment = await card.start(node.cards, order.units, order.address)
     except Problem as problem:
-        return _buy(node, order, {}, notice=problem.detail, status=problem.status)
+        page = _buy(node, order, {}, notice=problem.detail, status=problem.status)
+        page.headers.update(problem.headers)
+        return page
     return RedirectResponse(
         payment.external_url or f"/farebox/buy/{payment.id}",
         303,
@@ -108,7 +113,7 @@ async def payment_page(request: Request) -> Response:
             title="There is no such payment",
             text="The address may be incomplete. Nothing was charged by opening this page.",
         )
-    if await _look(node, payment):
+    if await _look(request, node, payment):
         async with node.db.read() as tx:
             payment = await journal.by_id(tx, payment_id) or payment
     return pages.render(
@@ -118,10 +123,18 @@ async def payment_page(request: Request) -> Response:
     )
 
 
-async def _look(node: Node, payment: Payment) -> bool:
-    """Ask Stripe about an open payment: its message may be late, or lost. True if it moved."""
+async def _look(request: Request, node: Node, payment: Payment) -> bool:
+    """Ask Stripe about an open payment: its message may be late, or lost. True if it moved.
+
+    Not for every view, which would let anybody make us ask as often as they like: what is not
+    asked now is asked by a later view, or by work.py.
+    """
     waiting = payment.provider == card.PROVIDER and payment.state in {"created", "processing"}
     if node.cards is None or not waiting or payment.external_ref is None:
+        return False
+    if not (await node.limits.take(f"look:payment:{payment.id}", LOOK_AGAIN)).allowed:
+        return False
+    if not (await count_of_client(request, "look", LOOKS_PER_MIN)).allowed:
         return False
     try:
         async with asyncio.timeout(LOOK_S):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +18,8 @@ from gateway.errors import Problem
 from gateway.payments.journal import Payment
 from gateway.web import pages, shop
 from gateway.web.required import payment_required, wants_page
+from tests.e2e.stage import new_account
+from tests.e2e.wallet import Wallet
 from tests.gateway.demo.stripes import SECRET, Stripes, until
 from tests.gateway.web.shops import OPERATOR, WALLET, Shop, configured, required
 
@@ -245,6 +248,84 @@ def test_when_stripe_fails_the_form_stays(shop: Shop, http: httpx.Client, stripe
     assert f'value="{WALLET}"' in answer.text
 
 
+BEHIND = {"trusted_proxies": ["127.0.0.1"]}
+PURCHASES = {
+    "/farebox/v1/card/checkout": {"amount_usd": "5", "wallet_address": WALLET},
+    "/farebox/v1/credits/purchase": {
+        "amount_usd": "5",
+        "wallet_address": WALLET,
+        "payment_method": "card",
+    },
+}
+
+
+def sessions(stripes: Stripes) -> int:
+    found: int = stripes.ask("state")["checkout.session"]
+    return found
+
+
+def test_an_address_begins_only_so_many_card_payments(
+    shop_with: Callable[..., Shop], http: httpx.Client, stripes: Stripes
+) -> None:
+    """Each is a row here and a session there: of all doors together."""
+    started = shop_with(server=BEHIND, stripe={"checkouts_per_min": 3})
+    here, there = {"X-Forwarded-For": "1.2.3.4"}, {"X-Forwarded-For": "5.6.7.8"}
+    form = f"{started.url}/farebox/buy"
+    # What is refused for what it says does not count.
+    assert http.post(form, data={**FORM, "wallet": "no"}, headers=here).status_code == 400
+    for path, body in PURCHASES.items():
+        wrong = {**body, "wallet_address": "no"}
+        assert http.post(started.url + path, json=wrong, headers=here).status_code == 400
+    assert http.post(form, data=FORM, headers=here).status_code == 303
+    for path, body in PURCHASES.items():
+        assert http.post(started.url + path, json=body, headers=here).status_code == 200
+    for path, body in PURCHASES.items():
+        full = http.post(started.url + path, json=body, headers=here)
+        assert (full.status_code, full.json()["code"]) == (429, "rate_limited")
+        assert 0 < int(full.headers["retry-after"]) <= 60
+    page = http.post(form, data=FORM, headers=here)
+    assert page.status_code == 429 and 0 < int(page.headers["retry-after"]) <= 60
+    assert "Too many card payments" in words(page) and f'value="{WALLET}"' in page.text
+    audit(page.text)
+    assert sessions(stripes) == 3
+    assert http.post(form, data=FORM, headers=there).status_code == 303
+
+
+def test_an_address_that_many_may_share_begins_more(
+    shop_with: Callable[..., Shop], http: httpx.Client, stripes: Stripes
+) -> None:
+    started = shop_with(stripe={"checkouts_per_min": 1})
+    for status in [303] * 10 + [429]:
+        assert http.post(f"{started.url}/farebox/buy", data=FORM).status_code == status
+    assert sessions(stripes) == 10
+
+
+def test_who_has_an_account_and_signs_is_counted_for_it(
+    shop_with: Callable[..., Shop], http: httpx.Client, stripes: Stripes
+) -> None:
+    started = shop_with(server=BEHIND, stripe={"checkouts_per_min": 2})
+    known, fresh = Wallet(new_account()), Wallet(new_account())
+    url = f"{started.url}/farebox/v1/card/checkout"
+
+    def ask(signer: Wallet | None, at: str) -> httpx.Response:
+        body = json.dumps({"amount_usd": "5", "wallet_address": known.address}).encode()
+        headers = {"X-Forwarded-For": at}
+        if signer is not None:
+            headers = signer.sign("POST", url, body, headers=headers)
+        return http.post(url, content=body, headers=headers)
+
+    first = ask(None, "9.9.9.9").json()
+    stripes.tell(f"sessions/{first['checkout_url'].rsplit('/', 1)[1]}/pay")
+    stripes.settled()
+    # New keys cost nothing, so they do not make room.
+    assert [ask(each, "1.2.3.4").status_code for each in (None, fresh, fresh)] == [200, 200, 429]
+    assert [ask(known, "1.2.3.4").status_code for _ in range(3)] == [200, 200, 429]
+    assert ask(known, "7.7.7.7").status_code == 429
+    other = known.sign("POST", url, b"another body")
+    wrong = http.post(url, json={"amount_usd": "5", "wallet_address": WALLET}, headers=other)
+    assert wrong.json()["code"] == "signature_digest_mismatch"
+
+
 def test_addresses_are_shown_as_people_compare_them(shop: Shop, http: httpx.Client) -> None:
     def ask(address: str) -> httpx.Response:
         return http.get(f"{shop.url}/farebox/buy/wallet", params={"address": address})
@@ -316,6 +397,18 @@ def test_a_lost_message_does_not_keep_a_payment_waiting(
     stripes.tell(f"sessions/{session}/pay")
     # a slow Stripe makes the page show what is known; it asks again when it is opened again
     until(lambda: heading(http.get(page)) == "Paid")
+
+
+def test_views_do_not_ask_stripe_each_time(
+    shop: Shop, http: httpx.Client, stripes: Stripes
+) -> None:
+    page, session = opened(shop, http, stripes)
+    before = len(stripes.ask("calls")["calls"])
+    for _ in range(40):
+        assert heading(http.get(page)) == "Waiting"
+    new = stripes.ask("calls")["calls"][before:]
+    looks = [call for call in new if call["path"] == f"/v1/checkout/sessions/{session}"]
+    assert 1 <= len(looks) < 20  # one a second
 
 
 def test_when_stripe_is_silent_the_page_shows_what_is_known(
