@@ -279,12 +279,14 @@ class Rpc:
 
     async def _verify(self, endpoint: Endpoint) -> None:
         found = self.quantity(await self._post(endpoint, "eth_chainId", []))
-        if found != self.network.chain_id:
+        # Not only for a new connection: who has once told another chain is asked before it is
+        # believed again.
+        endpoint.verified = found == self.network.chain_id
+        if not endpoint.verified:
             raise Unavailable(
                 "rpc_wrong_chain",
                 f"{endpoint.label} serves chain {found}, expected {self.network.chain_id}",
             )
-        endpoint.verified = True
 
     async def _within(
         self, work: Any, endpoint: Endpoint, limit_ms: int, *, sending: str | None = None

@@ -7,7 +7,7 @@ ASGI, without a framework in between. Both stand behind one edge (``middleware.p
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
@@ -18,7 +18,6 @@ from starlette.routing import Route, Router
 from chain import tokens
 from chain.errors import ChainError
 from chain.rpc import Rpc
-from chain.survey import survey
 from gateway import cache, ledger
 from gateway.accounts import routes as account_routes
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
@@ -31,7 +30,7 @@ from gateway.migrations.run import migrate
 from gateway.node import Behind, Node, unavailable
 from gateway.observe import log
 from gateway.own import NODE, node_of
-from gateway.payments import card, exposure, gas, offers, stripe, watcher
+from gateway.payments import card, exposure, offers, stripe, watcher
 from gateway.payments import routes as payment_routes
 from gateway.payments.rails import Rails
 from gateway.proxy import advice, cors, free, mcp, paid
@@ -141,6 +140,7 @@ async def _check_tokens(node: Node) -> None:
 async def close_node(node: Node) -> None:
     """Finish what is queued and close every connection."""
     node.stopping.set()
+    await node.looks.close()
     await node.writer.stop()
     await node.client.close()
     if node.limits.cache is not None:
@@ -167,38 +167,11 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Whether requests can be served now: the database answers and the writer lives.
-
-    A chain that does not answer is reported and does not make the gateway unready: only
-    purchases on it are refused. So is a gas account that is low, empty or stuck. Nor does Redis:
-    limits are counted per process until it answers.
-    """
-    node = node_of(request)
-    checks: dict[str, str] = {"writer": "ok" if node.writer.alive else "stopped"}
-    try:
-        await node.look_at_clock()
-        checks["database"] = "ok"
-    except DatabaseUnavailable:
-        checks["database"] = "unreachable"
-    ready = all(state == "ok" for state in checks.values())
-    if node.limits.cache is not None:
-        checks["redis"] = "ok" if await node.limits.cache.ping() else "unreachable"
-    for caip2, rpc in node.rails.rpcs.items():
-        try:
-            await rpc.check_chain_id()
-            checks[caip2] = "ok"
-        except ChainError as error:
-            checks[caip2] = error.code
-            ready = ready and error.code != "rpc_wrong_chain"
-        # Said, and no reason to serve nobody: who lags or disagrees is believed last, and what
-        # they cannot agree on is not minted.
-        for view in await survey(rpc, node.now_s()):
-            if view.fault in ("rpc_lagging", "rpc_disagrees", "rpc_stale"):
-                checks[f"{caip2} {view.label}"] = view.fault
-    with suppress(DatabaseUnavailable):  # said above already
-        checks |= {f"gas {where}": what for where, what in (await gas.standing(node.rails)).items()}
+    """Whether requests can be served now (``gateway/ready.py``)."""
+    found = await node_of(request).looks.ask()
     return JSONResponse(
-        {"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503
+        {"status": "ready" if found.ready else "not ready", "checks": found.checks},
+        200 if found.ready else 503,
     )
 
 

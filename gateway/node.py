@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from chain.errors import Rejected
 from gateway import ledger
@@ -18,6 +19,7 @@ from gateway.payments.card import Cards
 from gateway.payments.rails import Rails
 from gateway.proxy.client import Origin, UpstreamClient
 from gateway.proxy.routes_table import RouteTable
+from gateway.ready import Looks, look
 from gateway.settings import Settings, Upstream
 
 _REMEMBERED_WALLETS = 100_000
@@ -58,7 +60,11 @@ class Node:
     # Set when the process has been told to stop.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
+    # What ``/readyz`` says.
+    looks: Looks = field(init=False)
+
     def __post_init__(self) -> None:
+        self.looks = Looks(partial(look, self))
         self.authority = self.settings.server.authority
         self.scheme = self.settings.server.scheme
 

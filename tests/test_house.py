@@ -79,7 +79,7 @@ LAYERS = [
     " money observe",
     "ledger pricing notices",
     "plans payments facilitator accounts discovery migrations",
-    "proxy web node own middleware",
+    "proxy web node own middleware ready",
     "app serve workers work check price_table setup hands demo cli cli_account terminal",
 ]
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names.split()}

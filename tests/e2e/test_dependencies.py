@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit, urlunsplit
 
+import httpx
 import pytest
 
 from anvil.devnet import running
@@ -20,6 +21,20 @@ from tests.fixtures_chain import FaultyNode
 Launch = Callable[..., Gateway]
 PURCHASE = "/farebox/v1/credits/purchase"
 BODY = b'{"amount_usd": "1"}'
+
+
+async def until_ready_is(
+    http: httpx.AsyncClient, status: int, chain: str | None = None
+) -> httpx.Response:
+    """Its answer is kept for a second. ``chain`` is what it says of the chain."""
+    for _ in range(50):
+        ready = await http.get("/readyz")
+        said = ready.json()["checks"]["eip155:84532"]
+        if ready.status_code == status and chain in (None, said):
+            break
+        await asyncio.sleep(0.1)
+    assert ready.status_code == status and chain in (None, said), ready.text
+    return ready
 
 
 class Wire:
@@ -111,8 +126,7 @@ async def test_postgres_goes_away_and_comes_back(
             assert (await http.get("/readyz")).status_code == 200
             offer = offers(await http.get(target))[0]
             wire.cut()
-            ready = await http.get("/readyz")
-            assert ready.status_code == 503
+            ready = await until_ready_is(http, 503)
             assert ready.json()["checks"]["database"] == "unreachable"
             assert (await http.get("/healthz")).status_code == 200
             url = gateway.url + target
@@ -137,7 +151,7 @@ async def test_postgres_goes_away_and_comes_back(
                     break
                 await asyncio.sleep(0.1)
             assert answer.status_code == 200, answer.text
-            assert (await http.get("/readyz")).status_code == 200
+            await until_ready_is(http, 200)
         assert api.calls(target) == 1
         assert gateway.balance(wallet.address) == (1_000_000 - PRICE_UNITS, 0)
         assert gateway.broken() == {}
@@ -289,9 +303,7 @@ async def test_the_chain_goes_away(
             assert "retry-after" in answer.headers
             assert "payment-required" not in answer.headers
         assert [p["state"] for p in gateway.payments(wallet.address)] == ["succeeded"]
-        ready = await http.get("/readyz")
-        assert ready.status_code == 200  # spending works
-        assert ready.json()["checks"]["eip155:84532"] == "rpc_no_answer"
+        await until_ready_is(http, 200, "rpc_no_answer")  # spending works
         signed = wallet.sign("GET", gateway.url + target)
         assert (await http.get(target, headers=signed)).status_code == 200
         faulty.faults.clear()
@@ -302,7 +314,7 @@ async def test_the_chain_goes_away(
                 break
             await asyncio.sleep(0.2)
         assert answer.status_code == 200, answer.text
-        assert (await http.get("/readyz")).json()["checks"]["eip155:84532"] == "ok"
+        await until_ready_is(http, 200, "ok")
     assert api.calls(target) == 2
 
 
@@ -336,16 +348,13 @@ async def test_another_chain_behind_the_address(
         assert (await http.get("/readyz")).status_code == 200
         offer = offers(await http.get(target))[0]
         faulty.fault("eth_chainId", "change", lambda _: "0x1")
-        faulty.fault("eth_call", "drop", times=1)  # so that a new connection is made
-        ready = await http.get("/readyz")
-        assert ready.status_code == 503
-        assert ready.json()["checks"]["eip155:84532"] == "rpc_wrong_chain"
+        await until_ready_is(http, 503, "rpc_wrong_chain")
         header = {"PAYMENT-SIGNATURE": wallet.pay(offer)}
         problem(await http.get(target, headers=header), "dependency_unavailable")
         assert gateway.sent() == 0
         assert gateway.payments(wallet.address) == []
         faulty.faults.clear()
-        assert (await http.get("/readyz")).status_code == 200
+        await until_ready_is(http, 200)
 
 
 # --- refusing to start ----------------------------------------------------------------------------
