@@ -229,7 +229,8 @@ async def _bought(  # noqa: PLR0917
     view = await _view(node, payment) | {"refund_policy": payout.policy(node.settings)}
     view["wallet_address"] = payment.recipient
     account_id = None
-    if payment.recipient == payment.payer:  # who gives to a wallet learns nothing about it
+    # Who gives to a wallet learns nothing about it, nor does who read a payment in the calldata.
+    if payment.recipient == payment.payer and paid.same_presenter:
         account_id = await node.account_of(payment.recipient or "", payment.recipient_chain)
     if account_id is not None:
         async with node.db.read() as tx:
