@@ -110,13 +110,77 @@ async def incoming(
     Up to ``ask`` providers are asked and what any of them knows is told: one whose index lags
     leaves out what is there. A transfer that two of them place in different blocks is told twice.
     """
-    to_word = "0x" + address_word(pay_to.lower()).hex()
-    where = {"address": asset.address, "topics": ["0x" + TRANSFER.hex(), None, to_word]}
+    to_word = address_word(pay_to.lower())
+    topics: list[object] = ["0x" + TRANSFER.hex(), None, "0x" + to_word.hex()]
     found: dict[Incoming, None] = {}
-    spans = deque([(first, last)])
+    for answer in await _told(rpc, asset, topics, (first, last), ask):
+        counts: dict[tuple[str, str], int] = {}
+        for each in answer:
+            if not _is_transfer(each.log, asset) or each.log.topics[2] != to_word:
+                raise Unavailable("rpc_bad_answer", "eth_getLogs: a log that was not asked for")
+            n = counts.get((each.tx_hash, each.block_hash), 0)
+            counts[each.tx_hash, each.block_hash] = n + 1
+            units = _value(each.log)
+            if units:
+                from_ = _address(each.log.topics[1])
+                place = each.block_number, each.block_hash
+                found[Incoming(each.tx_hash, n, from_, units, *place)] = None
+    return sorted(found, key=lambda each: (each.block_number, each.tx_hash, each.n))
+
+
+@dataclass(frozen=True, slots=True)
+class Authorized:
+    """A transfer out of a wallet by an authorization (EIP-3009) that it signed."""
+
+    tx_hash: str
+    nonce: str
+    to: str
+    value_units: int
+    block_number: int
+
+
+async def authorized(
+    rpc: Rpc, asset: Asset, owner: str, first: int, last: int, *, ask: int = 2
+) -> list[Authorized]:
+    """All transfers out of ``owner`` that its authorizations moved in blocks ``first`` to
+    ``last``, oldest first. Asked and told like ``incoming``."""
+    word = address_word(owner.lower())
+    events = ["0x" + AUTHORIZATION_USED.hex(), "0x" + TRANSFER.hex()]
+    found: dict[Authorized, None] = {}
+    for answer in await _told(rpc, asset, [events, "0x" + word.hex()], (first, last), ask):
+        before: _Told | None = None
+        for each in answer:
+            if len(each.log.topics) != 3 or each.log.topics[1] != word:
+                raise Unavailable("rpc_bad_answer", "eth_getLogs: a log that was not asked for")
+            same = before is not None and before.tx_hash == each.tx_hash
+            used = _authorization(before.log if before and same else None, each.log, asset)
+            if used is not None and _is_transfer(each.log, asset):
+                to, units = _address(each.log.topics[2]), _value(each.log)
+                found[Authorized(each.tx_hash, used[1], to, units, each.block_number)] = None
+            before = each
+    return sorted(found, key=lambda each: (each.block_number, each.tx_hash, each.nonce))
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A log of the token and where it stands."""
+
+    log: Log
+    block_number: int
+    block_hash: str
+    tx_hash: str
+
+
+async def _told(
+    rpc: Rpc, asset: Asset, topics: list[object], span: tuple[int, int], ask: int
+) -> list[list[_Told]]:
+    """What each of up to ``ask`` providers tells of a span of blocks, in the chain's order."""
+    where = {"address": asset.address, "topics": topics}
+    told: list[list[_Told]] = []
+    spans = deque([span])
     for _ in range(MAX_LOG_REQUESTS):
         if not spans:
-            return sorted(found, key=lambda each: (each.block_number, each.tx_hash, each.n))
+            return told
         low, high = spans.popleft()
         if low > high:
             continue
@@ -129,44 +193,30 @@ async def incoming(
             middle = (low + high) // 2
             spans.extendleft([(middle + 1, high), (low, middle)])
             continue
-        for answer in answers:
-            found |= dict.fromkeys(_incoming_of(answer, asset, to_word, (low, high)))
-    raise Unavailable("rpc_error", f"blocks from {first} are too many to search at this node")
+        told += [_in_order(answer, asset, (low, high)) for answer in answers]
+    raise Unavailable("rpc_error", f"blocks from {span[0]} are too many to search at this node")
 
 
-def _incoming_of(logs: object, asset: Asset, to_word: str, span: tuple[int, int]) -> list[Incoming]:
+def _in_order(logs: object, asset: Asset, span: tuple[int, int]) -> list[_Told]:
     if not isinstance(logs, list):
         raise Unavailable("rpc_bad_answer", "eth_getLogs did not answer with a list")
     try:
-        read = sorted(
-            (
-                (
-                    receipts.log_of(log),
-                    quantity(log["blockNumber"]),
-                    _hash(log, "blockHash"),
-                    _hash(log, "transactionHash"),
-                )
-                for log in logs
-                if log.get("removed", False) is False
-            ),
-            key=lambda each: (each[1], each[0].index),
-        )
-        found: list[Incoming] = []
-        counts: dict[tuple[str, str], int] = {}
-        for log, number, block_hash, tx_hash in read:
-            if not _is_transfer(log, asset) or log.topics[2].hex() != to_word[2:]:
-                raise ValueError("a log that was not asked for")
-            if not span[0] <= number <= span[1]:
-                raise ValueError("a log of another block")
-            n = counts.get((tx_hash, block_hash), 0)
-            counts[tx_hash, block_hash] = n + 1
-            value_units = _value(log)
-            if value_units:
-                from_ = _address(log.topics[1])
-                found.append(Incoming(tx_hash, n, from_, value_units, number, block_hash))
+        told = [
+            _Told(
+                receipts.log_of(log),
+                quantity(log["blockNumber"]),
+                _hash(log, "blockHash"),
+                _hash(log, "transactionHash"),
+            )
+            for log in logs
+            if log.get("removed", False) is False
+        ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Unavailable("rpc_bad_answer", f"eth_getLogs: {error}") from None
-    return found
+    for each in told:
+        if each.log.address != asset.address or not span[0] <= each.block_number <= span[1]:
+            raise Unavailable("rpc_bad_answer", "eth_getLogs: a log that was not asked for")
+    return sorted(told, key=lambda each: (each.block_number, each.log.index))
 
 
 def _hash(log: dict[str, object], name: str) -> str:

@@ -328,7 +328,7 @@ def reconcile(once: bool, as_json: bool, config: Path | None) -> None:
 def _show_compared(compared: list[dict[str, Any]]) -> None:
     for each in compared:
         span = "" if each["to_block"] is None else f", blocks to {each['to_block']}"
-        say(f"{each['where']}: {each['transfers']} payments, {each['units']} units{span}")
+        say(f"{each['where']}: {each['transfers']} {each['what']}, {each['units']} units{span}")
         for odd in each["differences"]:
             mark, colour = ("·", "yellow") if odd["explained"] else ("✗", "red")
             outside, books = odd["outside_units"], odd["books_units"]

@@ -2,7 +2,8 @@
 
 Every transfer to ``pay_to`` since the block from which it counts must be minted for exactly what
 its log says, or be explained: kept in suspense, waiting to be safe, too small, or of a payment
-that is still under way. Everything that was minted for a transfer must be on the chain. A
+that is still under way. Everything that was minted for a transfer must be on the chain. What the
+refund wallet paid by authorization must be a refund of the books, and the other way round. A
 difference that has no such reason is one that a person has to look at.
 """
 
@@ -15,10 +16,10 @@ from typing import Any, Final
 from chain import blocks, transfers
 from chain.networks import Asset
 from chain.rpc import Rpc
-from chain.transfers import Incoming
+from chain.transfers import Authorized, Incoming
 from gateway.db import Database, Tx
 from gateway.observe import log
-from gateway.payments import inbound, watcher
+from gateway.payments import carry, inbound, watcher
 from gateway.payments.rails import Rails
 from gateway.settings import Chain
 
@@ -60,10 +61,12 @@ class Compared:
     transfers: int
     units: int
     differences: tuple[Difference, ...]
+    what: str = "payments"  # or "refunds"
 
     def members(self) -> dict[str, Any]:
         return {
             "where": self.where,
+            "what": self.what,
             "from_block": self.from_block,
             "to_block": self.to_block,
             "transfers": self.transfers,
@@ -90,6 +93,7 @@ async def everything(
     for chain in chains:
         for asset in chain.network.assets:
             done.append(await one(db, chain, rpcs[chain.caip2], asset, whole=whole))
+            done += await _refunds(db, chain, rpcs[chain.caip2], asset, whole=whole)
     async with db.read() as tx:
         done.append(Compared("stripe", None, None, *await _cards(tx)))
     return done
@@ -225,6 +229,109 @@ def _why(
     if (row is None or row.state == "gone") and head - each.block_number < new_blocks:
         return "new"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Refund:
+    """A payout as the books have it. ``paid`` None: it has not ended."""
+
+    payment_id: str
+    wallet: str
+    nonce: str
+    to: str
+    units: int
+    paid: bool | None
+    from_block: int
+
+    @property
+    def books_units(self) -> int:
+        return self.units if self.paid else 0
+
+
+async def _refunds(
+    db: Database, chain: Chain, rpc: Rpc, asset: Asset, *, whole: bool
+) -> list[Compared]:
+    """What refund wallets paid out, those of keys before this one too. Their plain transfers are
+    their owner's own business: a refund is always an authorization."""
+    async with db.read() as tx:
+        known = await watcher.watched(tx, chain, asset)
+        before = await _payouts(tx, chain, asset)
+    wallets = {each.wallet for each in before.values()}
+    if chain.refund_key is not None:
+        wallets.add(carry.wallet_of(chain))
+    if known is None or not wallets:
+        return []
+    first = known.first_block if whole else known.compared_to + 1
+    head = await blocks.newest(rpc)
+    told: list[tuple[str, Authorized]] = []
+    for wallet in sorted(wallets):
+        for low in range(first, head.number + 1, SPAN):
+            high = min(low + SPAN - 1, head.number)
+            found = await transfers.authorized(rpc, asset, wallet, low, high)
+            told += [(wallet, each) for each in found]
+    async with db.read() as tx:
+        after = await _payouts(tx, chain, asset)
+    # While one is open nothing is ticked off (``run``), so all of its life lies in one comparison.
+    due = {key for key, each in before.items() if each.paid and each.from_block >= first - 1}
+    units = sum(each.value_units for _, each in told)
+    odd = tuple(_compare_refunds(chain, told, after, due))
+    return [Compared(chain.caip2, first, head.number, len(told), units, odd, "refunds")]
+
+
+async def _payouts(tx: Tx, chain: Chain, asset: Asset) -> dict[tuple[str, str], _Refund]:
+    """Every payout on a network, by wallet and nonce of its authorization."""
+    rows = await tx.fetch(
+        "SELECT p.id, p.payer, p.auth_nonce, p.pay_to, p.from_block, o.amount_units, e.paid"
+        " FROM payout o JOIN payment p ON p.id = o.payment_id"
+        " LEFT JOIN payout_end e ON e.payout_id = o.id WHERE p.network = $1 AND p.asset = $2",
+        chain.caip2,
+        asset.address,
+    )
+    return {
+        (row["payer"], row["auth_nonce"]): _Refund(
+            row["id"],
+            row["payer"],
+            row["auth_nonce"],
+            row["pay_to"],
+            row["amount_units"],
+            None if row["paid"] is None else bool(row["paid"]),
+            row["from_block"],
+        )
+        for row in rows
+    }
+
+
+def _compare_refunds(
+    chain: Chain,
+    told: Sequence[tuple[str, Authorized]],
+    books: Mapping[tuple[str, str], _Refund],
+    due: set[tuple[str, str]],
+) -> Iterator[Difference]:
+    seen: set[tuple[str, str]] = set()
+    for wallet, each in told:
+        key = wallet, each.nonce
+        row = books.get(key)
+        if key in seen:  # two providers have it in different blocks
+            continue
+        seen.add(key)
+        if row is None:
+            kind, ref, here = "payout_unknown", each.tx_hash, 0
+        elif row.to != each.to:
+            kind, ref, here = "payout_to_another", row.payment_id, row.books_units
+        elif row.units != each.value_units:
+            kind, ref, here = "amount_differs", row.payment_id, row.books_units
+        elif row.paid is False:
+            kind, ref, here = "paid_and_given_back", row.payment_id, 0
+        else:
+            continue
+        yield Difference(kind, chain.caip2, ref, each.value_units, here, explained=False)
+    for key, row in books.items():
+        if row.paid is None:
+            units = row.units if key in seen else 0
+            yield Difference("under_way", chain.caip2, row.payment_id, units, 0, explained=True)
+        elif key in due and key not in seen:
+            kind, units = "payout_without_transfer", row.books_units
+            yield Difference(kind, chain.caip2, row.payment_id, 0, units, explained=False)
 
 
 async def _cards(tx: Tx) -> tuple[int, int, tuple[Difference, ...]]:

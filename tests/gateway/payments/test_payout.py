@@ -22,7 +22,7 @@ from gateway import ledger
 from gateway.accounts import wallets
 from gateway.errors import Problem
 from gateway.ledger import read
-from gateway.payments import carry, confirm, journal, payout
+from gateway.payments import carry, confirm, journal, payout, reconcile, watcher
 from gateway.payments.journal import Payment
 from gateway.payments.payout import Asker, Wanted
 from gateway.payments.rails import Rails
@@ -516,3 +516,108 @@ async def test_one_that_the_refund_wallet_takes_back_is_the_lots_again(
     await follow(desk)
     assert await look(desk, made) == "failed"
     assert await available(desk, payer) == 1_000_000
+
+
+# --- compared with the chain ----------------------------------------------------------------
+
+
+async def compared(
+    desk: Desk, *, whole: bool = True
+) -> tuple[int, int, list[tuple[str, int, int]]]:
+    """How many refunds the chain tells of, of how much, and what differs from the books."""
+    chains, rpcs = desk.rails.settings.chains, desk.rails.rpcs
+    done = await reconcile.everything(desk.rails.db, chains, rpcs, whole=whole)
+    (found,) = [each for each in done if each.what == "refunds"]
+    assert all(odd.explained == (odd.kind == "under_way") for odd in found.differences)
+    odd = [(each.kind, each.chain_units, each.books_units) for each in found.differences]
+    return found.transfers, found.units, odd
+
+
+async def watched(desk: Desk, payer: Account, units: int = 1_000_000) -> None:
+    """Somebody bought credits at a gateway that watches its chain."""
+    chain = desk.rails.settings.chains[0]
+    await watcher.begin(desk.rails, chain, chain.network.assets[0])
+    await bought(desk, payer, units)
+
+
+def hand_in(desk: Desk, made: Payment, **change: Any) -> None:
+    """An authorization of the refund wallet that the books say otherwise of, on chain."""
+    columns = {name: getattr(made, name) for name in journal.COLUMNS}
+    at = carry._sight(desk.rails, Payment(**{**columns, **change}))
+    data = "0x" + eip3009.transfer_calldata(carry._signed(at)).hex()
+    receipt = desk.net.receipt(desk.net.send(desk.net.operator.address, at.asset.address, data))
+    assert int(receipt["status"], 16) == 1
+
+
+async def test_what_was_paid_out_is_compared(
+    desk: Desk, payer: Account, till: Account, node: FaultyNode
+) -> None:
+    await watched(desk, payer)
+    assert await compared(desk) == (0, 0, [])
+    (made,) = await ask(desk, payer)
+    assert await compared(desk) == (1, 1_000_000, [("under_way", 1_000_000, 0)])
+    await reconcile.run(desk.rails)
+    await paid(desk, made)
+    desk.net.rpc("anvil_impersonateAccount", till.address)
+    desk.net.rpc("anvil_setBalance", till.address, hex(10**18))
+    desk.net.transfer(till.address, desk.net.operator.address, 5)  # its owner's own business
+    assert await compared(desk) == (1, 1_000_000, [])
+    assert await compared(desk, whole=False) == (1, 1_000_000, [])
+    node.fault("eth_getLogs", "change", lambda _: [])
+    assert (await compared(desk))[2] == [("payout_without_transfer", 0, 1_000_000)]
+    assert (await compared(desk, whole=False))[2] == [("payout_without_transfer", 0, 1_000_000)]
+
+
+@pytest.mark.parametrize("by", [1, -1])
+async def test_one_unit_more_or_less_on_chain_is_found(
+    desk: Desk, payer: Account, node: FaultyNode, by: int
+) -> None:
+    await watched(desk, payer)
+    node.fault("eth_sendRawTransaction", "drop")
+    (made,) = await ask(desk, payer)
+    node.faults.clear()
+    hand_in(desk, made, amount_units=1_000_000 + by)
+    open_ = ("under_way", 1_000_000, 0)
+    assert (await compared(desk))[2] == [("amount_differs", 1_000_000 + by, 0), open_]
+
+
+async def test_a_refund_to_another_wallet_or_of_no_lot_is_found(
+    desk: Desk, payer: Account, node: FaultyNode
+) -> None:
+    await watched(desk, payer)
+    node.fault("eth_sendRawTransaction", "drop")
+    (made,) = await ask(desk, payer)
+    node.faults.clear()
+    hand_in(desk, made, pay_to=desk.net.operator.address)
+    hand_in(desk, made, auth_nonce="0x" + "77" * 32, amount_units=3)
+    open_ = ("under_way", 1_000_000, 0)
+    told = [("payout_to_another", 1_000_000, 0), ("payout_unknown", 3, 0), open_]
+    assert (await compared(desk))[2] == told
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "told"),
+    [
+        ("payout", "amount_units = amount_units + 1", ("amount_differs", 1_000_000, 1_000_001)),
+        ("payout", "amount_units = amount_units - 1", ("amount_differs", 1_000_000, 999_999)),
+        ("payout_end", "paid = 0", ("paid_and_given_back", 1_000_000, 0)),
+    ],
+)
+async def test_one_unit_more_or_less_in_the_books_is_found(  # noqa: PLR0917
+    shallow: Devnet,
+    sqlite_url: str,
+    payer: Account,
+    till: Account,
+    table: str,
+    change: str,
+    told: tuple[str, int, int],
+) -> None:
+    key = {"refund_key": till.private_key, "refund_min": "$0.01"}
+    async with opened_desk(shallow, sqlite_url, **key) as desk:
+        await watched(desk, payer)
+        (made,) = await ask(desk, payer)
+        await paid(desk, made)
+        async with desk.rails.db.write() as tx:
+            await tx.execute(f"DROP TRIGGER {table}_no_update")
+            await tx.execute(f"UPDATE {table} SET {change}")
+        assert (await compared(desk))[2] == [told]
