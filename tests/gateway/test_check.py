@@ -15,6 +15,7 @@ import pytest
 import sha3
 
 from anvil.devnet import Devnet, Options, running
+from gateway.settings import NO_EFFECT
 from tests.fixtures_chain import USDC, FaultyNode
 from tests.servers import Done
 from wallet_auth import keys
@@ -207,3 +208,33 @@ def test_a_library_that_cannot_be_loaded(tmp_path: Path, chain_net: Devnet, modu
     assert done.returncode == 4, done.stderr
     assert "cannot be loaded" in found["libraries"]["text"]
     assert module in found["libraries"]["text"]
+
+
+def test_settings_without_effect_are_named(
+    farebox: Farebox, tmp_path: Path, chain_net: Devnet
+) -> None:
+    """Every one of the list, if it is set; none if it is not."""
+    configure(tmp_path, chain_net)
+    file = tmp_path / "farebox.toml"
+    head = """[server]
+pages_url = "http://pages.test"
+admin_listen = "127.0.0.1:9"
+admin_token_file = "other.token"
+"""
+    text = file.read_text(encoding="utf-8")
+    told = [warned(farebox)]
+    file.write_text(
+        head + text.replace("settler_key_file", 'native_usd = "$2000"\nsettler_key_file'),
+        encoding="utf-8",
+    )
+    told.append(warned(farebox))
+    assert told == [[], sorted(name for _, name in NO_EFFECT)]
+
+
+def warned(farebox: Farebox) -> list[str]:
+    """The fields of the settings that ``check`` says have no effect."""
+    rows = [json.loads(line) for line in farebox("check", "--json").stdout.splitlines()]
+    keys = [row["text"].split()[0] for row in rows if "has no effect" in row["text"]]
+    return sorted(
+        {"native_usd": "native_usd_units"}.get(k, k) for k in (k.rsplit(".")[-1] for k in keys)
+    )
