@@ -9,12 +9,9 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Final
 
 from starlette.applications import Starlette
@@ -22,8 +19,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-START_S: Final = 20.0
-STOP_S: Final = 10.0
+from gateway.demo.served import Served
+
 MAX_TEXT: Final = 200
 _SKIES: Final = ("clear", "clouds", "rain", "snow", "fog")
 
@@ -131,11 +128,8 @@ async def _echo(request: Request) -> Response:
     return Response(body, headers={"content-type": kind})
 
 
-class SampleApi:
-    """``with SampleApi() as api: …`` serves it in a thread on a free port.
-
-    A thread of its own, so that callers may be synchronous or asynchronous.
-    """
+class SampleApi(Served):
+    """``with SampleApi() as api: …`` serves it in a thread on a free port."""
 
     def __init__(
         self,
@@ -144,57 +138,5 @@ class SampleApi:
         port: int = 0,
         make: Callable[[Calls], Starlette] = build,
     ) -> None:
-        import uvicorn
-
         self.calls = Calls()
-        self.url = ""
-        self._address = (host, port)
-        self._thread: threading.Thread | None = None
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                make(self.calls),
-                loop="asyncio",
-                ws="none",
-                lifespan="off",
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=1,
-            )
-        )
-
-    def start(self) -> SampleApi:
-        """Listen and serve in a thread; returns when it answers. ``RuntimeError`` if it cannot."""
-        listener = socket.create_server(self._address)
-        host, port = listener.getsockname()[:2]
-        self.url = f"http://{host}:{port}"
-        self._thread = threading.Thread(
-            target=self._server.run, args=([listener],), name="sample-api", daemon=True
-        )
-        self._thread.start()
-        deadline_s = time.monotonic() + START_S
-        while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > deadline_s:
-                raise RuntimeError("the sample API did not start")
-            time.sleep(0.005)
-        return self
-
-    def stop(self) -> None:
-        """Stop serving and wait until the thread has ended."""
-        if self._thread is None:
-            return
-        self._server.should_exit = True
-        self._thread.join(STOP_S)
-        if self._thread.is_alive():
-            raise RuntimeError("the sample API did not stop")
-        self._thread = None
-
-    def __enter__(self) -> SampleApi:
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
+        super().__init__(make(self.calls), "the sample API", host=host, port=port, lifespan=False)
