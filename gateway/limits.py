@@ -21,6 +21,9 @@ from gateway.forms import IPNetwork, RateLimit
 
 MAX_WINDOWS: Final = 100_000
 MAX_FORWARDED: Final = 20
+PARALLEL: Final = 4
+"""How many calls may be on their way at once, for each that may still end uncharged."""
+_LAND_MS: Final = 1_000  # when to ask again if too many are on their way
 
 
 class Standing(NamedTuple):
@@ -32,11 +35,32 @@ class Standing(NamedTuple):
 
 
 class _Window:
-    __slots__ = ("count", "ends_ms")
+    __slots__ = ("before", "charged", "count", "ends_ms", "flying")
 
     def __init__(self, ends_ms: int) -> None:
         self.count = 0
         self.ends_ms = ends_ms
+        self.flying = 0  # calls on their way, whenever they began
+        self.charged = 0  # calls of this window that were charged
+        self.before = 0  # the same of the window before
+
+
+class Flight:
+    """A call on its way: counted from before its hold, so that as many at once are as many."""
+
+    __slots__ = ("_windows",)
+
+    def __init__(self, windows: list[_Window]) -> None:
+        self._windows = windows
+        for window in windows:
+            window.flying += 1
+
+    def land(self, *, charged: bool = False) -> None:
+        """It ended, or was not made after all. Once; more often changes nothing."""
+        windows, self._windows = self._windows, []
+        for window in windows:
+            window.flying -= 1
+            window.charged += charged
 
 
 def _now_ms() -> int:
@@ -88,6 +112,8 @@ class Limits:
             if len(self._windows) > MAX_WINDOWS:
                 self._windows.popitem(last=False)
         elif window.ends_ms <= now_ms:
+            recent = now_ms - window.ends_ms < limit.window_s * 1000
+            window.before, window.charged = window.charged if recent else 0, 0
             window.count, window.ends_ms = 0, now_ms + limit.window_s * 1000
             self._windows.move_to_end(key)
         return window
@@ -99,16 +125,29 @@ class Limits:
     # -- calls that ended uncharged --------------------------------------------------------------
 
     def too_many_uncharged(self, *keys: str | None) -> tuple[RateLimit, Standing] | None:
-        """The limit that is used up for one of ``keys``, if one is. Counts nothing."""
+        """The limit that is used up for one of ``keys``, if one is. Counts nothing.
+
+        Calls on their way may all end uncharged. So there may be ``PARALLEL`` times what is left
+        of the limit of them, and one more for each that was charged in this window and the one
+        before: who pays for calls may have many at once.
+        """
+        now_ms, most = self._now_ms(), self._uncharged.count
         for key in keys:
             window = self._windows.get(f"uncharged:{key}") if key else None
-            if (
-                window is not None
-                and window.count >= self._uncharged.count
-                and window.ends_ms > self._now_ms()
-            ):
+            if window is None:
+                continue
+            count = window.count if window.ends_ms > now_ms else 0
+            if count >= most:
                 return self._uncharged, self._standing(window, self._uncharged, allowed=False)
+            if window.flying >= (most - count) * PARALLEL + window.charged + window.before:
+                return self._uncharged, Standing(False, 0, _LAND_MS)
         return None
+
+    def take_off(self, *keys: str | None) -> Flight:
+        """A call begins. Of this process only: it costs no round trip, and one that is charged
+        leaves nothing for the others to know."""
+        names = [f"uncharged:{key}" for key in keys if key]
+        return Flight([self._window(name, self._uncharged) for name in names])
 
     def ended_uncharged(self, *keys: str | None) -> None:
         """Count a call that was made and not charged. The other processes hear of it soon."""

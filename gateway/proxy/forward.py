@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from gateway import ledger
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
-from gateway.limits import Client
+from gateway.limits import Client, Flight
 from gateway.middleware import Outgoing
 from gateway.money import format_credits
 from gateway.node import Behind, Node, unavailable
@@ -60,6 +60,7 @@ class Ticket(NamedTuple):
     balance: ledger.Balance
     signer: Signer | None
     receipt: replies.Receipt | None
+    flight: Flight
 
 
 async def run(
@@ -89,6 +90,7 @@ async def run_call(call: HeldCall, incoming: Incoming) -> None:
         raise
     finally:
         node.in_flight.pop(hold.id, None)
+        ticket.flight.land(charged=call.charged)
         if not call.charged:
             ended_uncharged(node, hold.account_id, incoming.client)
 

@@ -14,7 +14,7 @@ from typing import Any
 from gateway.db import DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.forms import RateLimit
-from gateway.limits import Client, Standing
+from gateway.limits import Client, Flight, Standing
 from gateway.node import Node, unavailable
 from gateway.proxy.identity import Caller, Headers
 from gateway.proxy.routes_table import Route
@@ -94,10 +94,16 @@ def refuse_uncharged(node: Node, account_id: int | None, client: Client) -> None
     if found is not None:
         limit, standing = found
         raise _too_many(
-            f"More than {limit.count} of your calls ended uncharged within a minute.",
+            f"More than {limit.count} of your calls ended uncharged within a minute, or too many "
+            "are on their way.",
             _fields("uncharged", limit, standing),
             standing,
         )
+
+
+def take_off(node: Node, account_id: int, client: Client) -> Flight:
+    """A call begins. Right after ``refuse_uncharged``, calls that come at once are told apart."""
+    return node.limits.take_off(*_keys(account_id, client))
 
 
 def ended_uncharged(node: Node, account_id: int, client: Client) -> None:

@@ -18,7 +18,7 @@ from gateway import ledger
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.fields import by_name, first, values
-from gateway.limits import Client
+from gateway.limits import Client, Flight
 from gateway.middleware import Outgoing
 from gateway.money import format_usd, parse_usd
 from gateway.node import Node, unavailable
@@ -32,7 +32,7 @@ from gateway.proxy import body as bodies
 from gateway.proxy import forward, replies, runs, siwx, unpaid
 from gateway.proxy.again import run_again
 from gateway.proxy.identity import Caller, Headers, auth_problem, guard_of, identify
-from gateway.proxy.pace import Pace, refuse_uncharged
+from gateway.proxy.pace import Pace, refuse_uncharged, take_off
 from gateway.proxy.routes_table import Route
 from gateway.proxy.target import Target
 from wallet_auth import AuthError, check_digests
@@ -269,8 +269,15 @@ async def take_hold(  # noqa: PLR0917  (one caller)
     if caller.ceiling_units is not None:  # the challenge locked it, as an offer does
         units = min(units, caller.ceiling_units)
     step = hold(account_id, units)
-    outcome = await node.writer.submit(step)
-    return await _settle_hold(node, request, price, caller, step, outcome, None)
+    flight = take_off(node, account_id, request.client)
+    taken: forward.Ticket | replies.Reply | None = None
+    try:
+        outcome = await node.writer.submit(step)
+        taken = await _settle_hold(node, request, price, caller, step, outcome, None, flight)
+        return taken
+    finally:
+        if not isinstance(taken, forward.Ticket):
+            flight.land()
 
 
 async def _take_paid(  # noqa: PLR0917  (one caller)
@@ -378,13 +385,15 @@ async def _settle_hold(  # noqa: PLR0917  (one shape for both ways to a hold)
     step: ledger.Hold,
     outcome: ledger.Outcome,
     receipt: replies.Receipt | None,
+    flight: Flight | None = None,
 ) -> forward.Ticket | replies.Reply:
     """What the outcome of a hold means for the caller."""
     if request.route.retry_safe:
         outcome = await run_again(node.writer, step, outcome)
     match outcome:
         case ledger.Held(hold=row, balance=balance):
-            return forward.Ticket(row, balance, caller.signer, receipt)
+            flight = flight or take_off(node, row.account_id, request.client)
+            return forward.Ticket(row, balance, caller.signer, receipt, flight)
         case ledger.Repeated(hold=row, close=close):
             return await replies.repeat(node, row, close, receipt)
         case ledger.Conflict():

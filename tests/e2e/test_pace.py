@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
 
 from anvil.devnet import Devnet
+from gateway.limits import PARALLEL
 from tests.e2e.stage import CHEAP_UNITS, PRICE_UNITS, ROUTES, Api, Gate, Gateway
 from tests.e2e.wallet import Wallet, buy, new_wallet, offers, problem
 from tests.gateway.proxy import misbehave
@@ -193,6 +196,11 @@ async def answer_with_404(writer: misbehave.Writer, _gate: Gate) -> bool:
     return True
 
 
+async def late_404(writer: misbehave.Writer, gate: Gate) -> bool:
+    await gate.wait()
+    return await answer_with_404(writer, gate)
+
+
 async def test_uncharged_calls_of_an_account(
     paced: Gateway, api: Api, wallet: Wallet, target: str
 ) -> None:
@@ -224,6 +232,31 @@ async def test_uncharged_calls_of_an_account(
     assert api.begun() == begun
     assert len(paced.transfers(wallet.address)) == rows
     assert paced.balance(wallet.address) == (1_000_000 - PRICE_UNITS, 0)
+
+
+async def test_uncharged_calls_at_once(
+    launch: Launch, api: Api, wallet: Wallet, target: str
+) -> None:
+    """They are counted before they end, and a repeat that is answered from store leaves nothing."""
+    gateway = launch(server={"uncharged_per_min": 2}, routes=LIMITED)
+    most = 2 * PARALLEL + 1  # one was charged
+    missing = f"/missing/{target[4:]}"
+    gate = api.behave(missing, late_404)
+    async with gateway.client() as http:
+        await buy(http, wallet)
+        good = wallet.sign("GET", gateway.url + target)
+        for _ in range(12):  # once charged, then answered from store
+            assert (await http.get(target, headers=good)).status_code == 200
+        signed = [wallet.sign("GET", gateway.url + missing) for _ in range(40)]
+        calls = [asyncio.create_task(http.get(missing, headers=each)) for each in signed]
+        for call in asyncio.as_completed(calls):
+            limited(await call)
+            if sum(each.done() for each in calls) == len(calls) - most:
+                break
+        gate.open()
+        answers = await asyncio.gather(*calls)
+    assert Counter(answer.status_code for answer in answers) == {404: most, 429: 40 - most}
+    assert gate.arrived == most
 
 
 async def test_uncharged_calls_of_an_address(

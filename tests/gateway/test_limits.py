@@ -13,7 +13,7 @@ import pytest
 from gateway import cache, limits
 from gateway.cache import Cache, Counted
 from gateway.forms import RateLimit
-from gateway.limits import Client, Limits, Standing, client_of
+from gateway.limits import PARALLEL, Client, Flight, Limits, Standing, client_of
 from tests import servers
 
 TEN = RateLimit(10, 60)
@@ -191,6 +191,50 @@ async def test_uncharged_calls_of_account_and_address() -> None:
     assert counts.too_many_uncharged("account:1", None) is not None
     clock.now_ms += 59_000
     assert counts.too_many_uncharged("account:1", "address:a") is None
+
+
+def as_many_as_may(counts: Limits, *keys: str) -> list[Flight]:
+    """Begin calls until one is refused."""
+    flights: list[Flight] = []
+    while counts.too_many_uncharged(*keys) is None and len(flights) < 1_000:
+        flights.append(counts.take_off(*keys))
+    return flights
+
+
+async def test_calls_at_once_are_counted_before_they_end() -> None:
+    counts = limits_of(clock=Clock())
+    flights = as_many_as_may(counts, "account:1", "address:a")
+    assert len(flights) == 3 * PARALLEL
+    assert counts.too_many_uncharged("account:1") == (RateLimit(3, 60), Standing(False, 0, 1_000))
+    assert counts.too_many_uncharged("account:2", "address:a") is not None
+    assert counts.too_many_uncharged("account:2", "address:b") is None
+    # One that was not made after all leaves nothing, however often it is said.
+    flights[0].land()
+    flights[0].land(charged=True)
+    assert counts.too_many_uncharged("account:1", "address:a") is None
+    counts.take_off("account:1", "address:a")
+    # One that ends uncharged makes no room.
+    flights[1].land()
+    counts.ended_uncharged("account:1", "address:a")
+    assert counts.too_many_uncharged("account:1") is not None
+    # One that is charged makes room for itself and another.
+    for flight in flights[2:7]:
+        flight.land(charged=True)
+    more = as_many_as_may(counts, "account:1")
+    assert len(more) == 2 * PARALLEL + 5 - (3 * PARALLEL - 1 - 5)
+
+
+async def test_who_is_charged_may_have_many_at_once_and_not_for_ever() -> None:
+    clock = Clock()
+    counts = limits_of(clock=clock)
+    for _ in range(100):
+        counts.take_off("account:1").land(charged=True)
+    for wait_ms, most in [(0, 112), (60_000, 112), (60_000, 12), (600_000, 12)]:
+        clock.now_ms += wait_ms
+        flights = as_many_as_may(counts, "account:1")
+        assert len(flights) == most
+        for flight in flights:
+            flight.land()
 
 
 async def test_uncharged_calls_are_told_to_the_others(redis_url: str) -> None:
