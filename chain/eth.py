@@ -8,7 +8,6 @@ signatures and checksums are in ``wallet_auth/keys.py``.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import Final
 
 from wallet_auth.keys import keccak256
@@ -43,7 +42,6 @@ def read_string(data: bytes) -> str:
     return data[64 : 64 + length].decode()
 
 
-@lru_cache(maxsize=4_096)  # bounded: some addresses come from callers; most are the few configured
 def is_address(value: object) -> bool:
     """Whether this is ``0x`` and 40 hex digits, in any case of letters."""
     return isinstance(value, str) and _ADDRESS.fullmatch(value) is not None

@@ -250,6 +250,6 @@ async def test_books_and_chain_agree_and_a_difference_is_an_exit_code(
         return done.returncode, json.loads(done.stdout)
 
     code, told = await asyncio.to_thread(run)
-    assert (code, told["ok"]) == (0, True), told
+    assert (code, told["ok"]) == (0, True), json.dumps(told)
     assert {each["where"] for each in told["compared"]} == {"eip155:84532", "stripe"}
     assert told["compared"][0]["units"] >= 20_000

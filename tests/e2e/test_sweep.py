@@ -14,7 +14,8 @@ from tests.e2e.stage import Background, Gateway
 from tests.e2e.sweep import AFTER, BEFORE, FLOWS, Swept, Tap
 
 Launch = Callable[..., Gateway]
-QUICK = {"settle_wait_s": 1}  # a payment whose gateway died is free for others 10 s after that
+# Leases end soon: a payment whose gateway died is free for others 10 s after the wait.
+QUICK = {"settle_wait_s": 1, "hold_lease_s": 3}
 # Of the whole sweep; a part of it is done in seconds.
 pytestmark = pytest.mark.timeout(3600)
 
