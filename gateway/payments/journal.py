@@ -235,7 +235,9 @@ async def take_unfinished(
 ) -> Sequence[Payment]:
     """Lease payments on chain that nobody is working on, oldest first: those that come in, or
     those that go out."""
-    which = "= $3" if going_out else "NOT IN ('stripe', $3)"
+    # What moved before it was told of has nothing to be finished: it only waits for its block to
+    # be deep enough (confirm.py).
+    which = "= $3" if going_out else "NOT IN ('stripe', 'deposits', $3)"
     skip = " FOR UPDATE SKIP LOCKED" if tx.dialect == "postgres" else ""
     rows = await tx.fetch(
         f"SELECT {_LIST} FROM payment WHERE state = 'processing' AND provider {which}"  # noqa: S608
