@@ -1,12 +1,15 @@
-"""What the process says about itself: one log, on stderr, set up once at the edge.
+"""What the process says about itself: one log on stderr, and counters.
 
-Log lines name payments, routes and request ids, never keys, signatures, payloads or bodies.
+Log lines name payments, routes and request ids, never keys, signatures, payloads or bodies. A
+counter has at most one label, whose values stand here: nothing that a caller sends can become one.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Final
+import mmap
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
 log: Final = logging.getLogger("farebox")
 
@@ -23,3 +26,84 @@ def set_up(level: str, *, process: bool = False) -> None:
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     log.setLevel(level.upper())
+
+
+class Counter(NamedTuple):
+    """What is counted, and apart by what."""
+
+    meaning: str
+    label: str
+    values: tuple[str, ...]
+
+
+OTHER: Final = "other"  # of every counter: a value that does not stand here
+COUNTERS: Final[dict[str, Counter]] = {
+    "oddity": Counter(
+        "What should not come from an upstream, a provider or a node, and was not believed.",
+        "kind",
+        (
+            "meter_malformed",
+            "meter_foreign",
+            "meter_above_hold",
+            "upstream_wants_payment",
+            OTHER,
+        ),
+    ),
+}
+_PLACES: Final = {
+    (name, value): place
+    for place, (name, value) in enumerate(
+        (name, value) for name, counter in COUNTERS.items() for value in counter.values
+    )
+}
+_WORD: Final = 8  # bytes of one count
+
+
+class _Counts:
+    """One row of counts for each process of this machine, in memory that they share.
+
+    The parent makes it before it forks; each process writes its own row alone, so nothing locks,
+    and a worker that takes the place of a dead one goes on where that one ended.
+    """
+
+    __slots__ = ("mine", "rows")
+
+    def __init__(self) -> None:
+        self.begin(1)
+
+    def begin(self, processes: int) -> None:
+        width = len(_PLACES) * _WORD
+        memory = memoryview(mmap.mmap(-1, processes * width))
+        self.rows = [memory[i * width : (i + 1) * width].cast("Q") for i in range(processes)]
+        self.mine = self.rows[0]
+
+
+# The process's own: what counts stands deep in code that nobody hands anything. Of fixed size.
+_counts: Final = _Counts()
+
+
+def count(name: str, **label: str) -> None:
+    """One more: ``count("oddity", kind="meter_malformed")``. Of one event loop, never of threads.
+
+    A value that does not stand in ``COUNTERS`` counts as ``other``; raises ``KeyError`` for a name
+    that does not (a test holds every call against the table).
+    """
+    (value,) = label.values()
+    place = _PLACES.get((name, value))
+    _counts.mine[_PLACES[name, OTHER] if place is None else place] += 1
+
+
+def share(processes: int) -> None:
+    """Begin counting anew, in memory that so many forked processes will share."""
+    _counts.begin(processes)
+
+
+def be_process(number: int) -> None:
+    """Count in this row from now on: one process, one row."""
+    _counts.mine = _counts.rows[number]
+
+
+def counted() -> Iterator[tuple[str, str, int]]:
+    """Name, value of its label and count, of all processes together."""
+    for (name, value), place in _PLACES.items():
+        yield name, value, sum(row[place] for row in _counts.rows)
