@@ -13,9 +13,11 @@ The batch is also the mark by which a commit is known: when the connection is lo
 its key is there or it is not (``Tx.marked_by``).
 
 The hash is sha256 over ``prev`` and the text of the batch. That text is fields, each followed by
-NUL: ``farebox batch 1``, writer, n, first_id, end_id, at_ms, the number of holds and that of
+NUL: ``farebox batch 2``, writer, n, first_id, end_id, at_ms, the number of holds and that of
 transfers; then all columns of the holds and of the transfers, by id. Numbers are decimal, bytes
 hexadecimal, and a column that may be null is empty, or ``=`` and its text. No text has a NUL.
+A batch none of whose holds has a price version says ``farebox batch 1`` and leaves that column
+out: so they were written before holds had one.
 """
 
 from __future__ import annotations
@@ -50,8 +52,9 @@ _INSERT: Final = insert("batch", BATCH)
 _LOCK: Final = 0x6661_7265_0001  # "fare", 1
 CLOSES: Final = ("capture", "void")
 
-_HEAD: Final = "farebox batch 1\0" + "%d\0" * 7
-_HOLD: Final = "%d\0%d\0%s\0%s\0%s\0%s\0%d\0%d\0%d\0%d\0%d\0%s\0%s\0%s\0%s\0%s\0"
+_HEAD: Final = "farebox batch %d\0" + "%d\0" * 7
+_HOLD: Final = "%d\0%d\0%s\0%s\0%s\0%s\0%d\0%d\0%d\0%d\0%d\0%s\0%s\0%s\0%s\0%s\0%s\0"
+_UNPRICED_HOLD: Final = _HOLD.removesuffix("%s\0")
 _TRANSFER: Final = "%d\0%s\0%d\0%d\0%d\0%d\0%d\0%d\0%d\0%d\0%d\0%d\0%d\0%s\0"
 
 
@@ -74,14 +77,19 @@ def digest(
 
     Raises ``LedgerFault`` for text with a NUL: two rows could then read the same.
     """
-    parts = [_HEAD % (*numbers, len(holds), len(transfers))]
-    parts += [
-        _HOLD % (*h[:5], h.content.hex(), *h[6:14], _maybe(h.run), _maybe(h.payment_id))
-        for h in holds
-    ]
+    priced = any(hold.price is not None for hold in holds)
+    parts = [_HEAD % (1 + priced, *numbers, len(holds), len(transfers))]
+    if priced:
+        parts += [_HOLD % (*h[:5], h.content.hex(), *h[6:14], *map(_maybe, h[14:])) for h in holds]
+    else:
+        parts += [
+            _UNPRICED_HOLD % (*h[:5], h.content.hex(), *h[6:14], *map(_maybe, h[15:]))
+            for h in holds
+        ]
     parts += [_TRANSFER % (*row[:13], _maybe(row.reason)) for row in transfers]
     text = "".join(parts)
-    if text.count("\0") != 8 + len(HOLD) * len(holds) + len(TRANSFER) * len(transfers):
+    columns_of_hold = len(HOLD) - (not priced)
+    if text.count("\0") != 8 + columns_of_hold * len(holds) + len(TRANSFER) * len(transfers):
         raise LedgerFault("a text of this batch has a NUL in it")
     return hashlib.sha256(prev + text.encode()).digest()
 

@@ -102,6 +102,7 @@ def hold(book: Book, step: Hold) -> HoldOutcome:
         call.route,
         call.method,
         call.target,
+        call.price,
         call.run,
         call.payment_id,
     )

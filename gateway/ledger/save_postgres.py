@@ -17,8 +17,8 @@ from gateway.ledger.rows import HOLD, TRANSFER, columns
 
 _TEXT: Final = frozenset(
     (
-        *("principal", "scheme", "request_id", "route", "method", "target", "run", "payment_id"),
-        *("kind", "reason", "headers"),
+        *("principal", "scheme", "request_id", "route", "method", "target"),
+        *("price", "run", "payment_id", "kind", "reason", "headers"),
     )
 )
 _BYTES: Final = frozenset(("content", "body", "closed", "prev", "hash"))

@@ -50,11 +50,12 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What the activity shows of a request."""
+    """What the activity shows of a request. ``price``: the version of the price it was held at."""
 
     route: str
     method: str
     target: str
+    price: str | None = None
     run: str | None = None
     payment_id: str | None = None
 
@@ -102,6 +103,7 @@ class HoldRow(NamedTuple):
     route: str
     method: str
     target: str
+    price: str | None
     run: str | None
     payment_id: str | None
 

@@ -96,6 +96,7 @@ hold = sa.Table(
     sa.Column("route", sa.Text, nullable=False),
     sa.Column("method", sa.Text, nullable=False),
     sa.Column("target", sa.Text, nullable=False),
+    sa.Column("price", sa.Text),  # the version of the price; null: from before they were noted
     sa.Column("run", sa.Text),
     sa.Column("payment_id", sa.Text),  # the payment that came with this very call
     # In this order: clients that put time first insert sequentially (ledger figures).
@@ -233,6 +234,16 @@ mint_key = sa.Table(
     sa.Column("ref", sa.Text, primary_key=True),  # transaction hash, payment intent, …
     sa.Column("n", BIG, primary_key=True, autoincrement=False),  # ordinal inside it
     sa.Column("lot_id", BIG, nullable=False),
+)
+
+# The terms of every price that calls were held at, kept for ever: a past charge is derived from
+# them again.
+price_version = sa.Table(
+    "price_version",
+    metadata,
+    sa.Column("version", sa.Text, primary_key=True),
+    sa.Column("terms", sa.Text, nullable=False),  # JSON, as the price list shows them
+    sa.Column("since_ms", BIG, nullable=False),  # when it was first in force
 )
 
 # What was given back of a charge, once for each key. The charge itself is never changed.

@@ -254,6 +254,7 @@ async def take_hold(  # noqa: PLR0917  (one caller)
                 route=request.route.id,
                 method=request.method,
                 target=request.target.raw.decode("ascii")[:2_000],
+                price=price.price_version,
                 run=run,
             ),
             owner=node.writer.id,

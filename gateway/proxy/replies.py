@@ -188,6 +188,7 @@ def receipt_of_call(node: Node, hold: ledger.HoldRow, charge: read.Charge) -> di
         "route": hold.route,
         "method": hold.method,
         "target": hold.target,
+        "price_version": hold.price,
         "run": hold.run,
         "state": charge.state,
         "reason": close.reason if close is not None else None,

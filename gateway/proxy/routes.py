@@ -25,6 +25,7 @@ COLUMNS: Final = (
     "route",
     "method",
     "target",
+    "price_version",
     "state",
     "reason",
     "held",

@@ -13,7 +13,7 @@ from gateway.ledger import Call, Close, Guard, Hold, HoldRow, Mint, Outcome, Ste
 from gateway.ledger.steps import NEVER, Closed, Held, Minted
 
 T0 = 1_700_000_000_000  # a clock of the tests' own
-CALL = Call("GET /paid", "GET", "/paid?x=1")
+CALL = Call("GET /paid", "GET", "/paid?x=1", "flat:2000")
 
 
 @dataclass

@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from gateway.db import Database, Row, Tx, transact
-from gateway.ledger import Closed, Held, Refund, Writer, apply, chain
+from gateway.ledger import Call, Closed, Held, Refund, Writer, apply, chain
 from gateway.ledger.rows import HOLD, TRANSFER
 from tests.gateway.ledger.helpers import (
     T0,
@@ -65,6 +66,8 @@ _OTHER = "SELECT max(writer) FROM batch"
 # What no other audit would see.
 CHANGED = [
     f"UPDATE hold SET target = '/other' WHERE id = ({_CAPTURE})",
+    f"UPDATE hold SET price = 'flat:1' WHERE id = ({_CAPTURE})",
+    f"UPDATE hold SET price = NULL WHERE id = ({_CAPTURE})",
     f"UPDATE hold SET run = '' WHERE id = ({_CAPTURE})",
     f"UPDATE hold SET principal = 'x', scheme = scheme || '0' WHERE id = ({_CAPTURE})",
     f"UPDATE hold SET max_units = max_units + 1 WHERE id = ({_CAPTURE})",
@@ -151,9 +154,15 @@ async def test_the_hash_is_as_it_is_described(db: Database) -> None:
             if (row["id"] in closed if row["kind"] in ("capture", "void") else row["id"] in ids)
         ]
         numbers = [batch[name] for name in ("writer", "n", "first_id", "end_id", "at_ms")]
-        fields = ["farebox batch 1", *map(str, numbers), str(len(mine)), str(len(moved))]
+        priced = any(row["price"] is not None for row in mine)
+        fields = [
+            f"farebox batch {1 + priced}",
+            *map(str, numbers),
+            str(len(mine)),
+            str(len(moved)),
+        ]
         for row in mine:
-            fields += _fields(row, HOLD)
+            fields += _fields(row, [name for name in HOLD if priced or name != "price"])
         for row in moved:
             fields += _fields(row, TRANSFER)
         before = prev.get(batch["writer"], bytes(32))
@@ -169,11 +178,29 @@ def _fields(row: Row, names: Sequence[str]) -> list[str]:
     made = []
     for name in names:
         value = row[name]
-        if name in ("run", "payment_id", "reason"):
+        if name in ("price", "run", "payment_id", "reason"):
             made.append("" if value is None else f"={value}")
         else:
             made.append(bytes(value).hex() if name == "content" else str(value))
     return made
+
+
+async def test_holds_from_before_prices_were_noted_keep_their_hash(broken_db: Database) -> None:
+    account = await open_account(broken_db)
+    old = hold(account, "old", 0)
+    outcome = await one(broken_db, replace(old, call=Call("GET /paid", "GET", "/paid?x=1")))
+    assert isinstance(outcome, Held)
+    assert await faults(broken_db) == []
+    async with broken_db.read() as tx:
+        (batch,) = await tx.fetch("SELECT * FROM batch")
+        (row,) = await tx.fetch(f"SELECT {', '.join(HOLD)} FROM hold")
+    numbers = [batch[name] for name in ("writer", "n", "first_id", "end_id", "at_ms")]
+    names = [name for name in HOLD if name != "price"]
+    fields = ["farebox batch 1", *map(str, numbers), "1", "0", *_fields(row, names)]
+    text = "".join(f"{each}\0" for each in fields).encode()
+    assert hashlib.sha256(bytes(32) + text).digest() == bytes(batch["hash"])
+    await _tamper(broken_db, "UPDATE hold SET price = 'flat:0'")
+    assert await faults(broken_db) == ["I10_batch_is_as_written"]
 
 
 async def test_text_with_a_nul_is_refused(db: Database) -> None:
