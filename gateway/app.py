@@ -24,6 +24,7 @@ from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.facilitator import routes as facilitator_routes
 from gateway.fields import values
+from gateway.ledger import prices
 from gateway.limits import Limits, client_of
 from gateway.middleware import Outgoing, edge
 from gateway.migrations.run import migrate
@@ -101,6 +102,8 @@ async def open_node(settings: Settings) -> Node:
         await node.look_at_clock()
         async with db.write() as tx:
             await exposure.set_policies(tx, settings)
+        terms = {version: rule.describe() for version, rule in node.routes.prices().items()}
+        await prices.remember(db, terms)
         await _check_tokens(node)
     except BaseException:
         await close_node(node)

@@ -6,7 +6,9 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,6 +27,7 @@ from wallet_auth.strict import json_object
 
 MAX_OWN_BODY_BYTES: Final = 64 * 1024
 NODE: Final = "farebox.node"  # where the front puts the node in the ASGI scope
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 SHARED: Final = 10  # times as much for an address that many callers may share
 
 
@@ -150,6 +153,67 @@ def number_of(request: Request, name: str, default: int, *, most: int) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 19 or not 1 <= int(text) <= most:
         raise Problem("invalid_request", f"{name} is a number from 1 to {most}.")
     return int(text)
+
+
+def time_of(request: Request, name: str) -> int | None:
+    """A time of the query in milliseconds: a whole number of them, or RFC 3339 with its offset.
+
+    Raises ``Problem("invalid_request")``.
+    """
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    if text.isascii() and text.isdigit() and len(text) <= 15:
+        return int(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        raise Problem(
+            "invalid_request",
+            f"{name} is a number of milliseconds, or a time such as 2026-11-21T08:00:00Z.",
+        )
+    return (at - _EPOCH) // timedelta(milliseconds=1)
+
+
+def one_of(request: Request, name: str, known: Sequence[str]) -> str | None:
+    """A word of the query out of those known. Raises ``Problem("invalid_request")``."""
+    text = request.query_params.get(name)
+    if text is not None and text not in known:
+        raise Problem("invalid_request", f"{name} is one of {', '.join(known)}.")
+    return text
+
+
+def only(request: Request, known: frozenset[str]) -> None:
+    """A filter that is not known must not be answered as if it had been applied.
+
+    Raises ``Problem("invalid_request")`` for other parameters, and for one that is there twice.
+    """
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if name not in known:
+            raise Problem(
+                "invalid_request",
+                f"Unknown parameter {name[:60]!r}; known are {', '.join(sorted(known))}.",
+            )
+    if len(set(names)) < len(names):
+        raise Problem("invalid_request", "A parameter is there twice.")
+
+
+def table_of(
+    request: Request,
+    columns: Sequence[str],
+    rows: Iterable[Mapping[str, Any]],
+    next_cursor: int | None,
+) -> Response:
+    """The rows of a page as CSV; the next page is in ``Link`` (RFC 8288)."""
+    headers = {"Cache-Control": "no-store", "Content-Disposition": "attachment"}
+    if next_cursor is not None:
+        query = urlencode(dict(request.query_params) | {"cursor": str(next_cursor)})
+        url = f"{node_of(request).settings.server.public_url}{request.url.path}?{query}"
+        headers["Link"] = f'<{url}>; rel="next"'
+    return Response(csv_text(columns, rows), 200, headers, "text/csv")
 
 
 def amount(node: Node, name: str, units: int) -> dict[str, Any]:

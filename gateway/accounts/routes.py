@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import ledger
-from gateway.ledger import read
+from gateway.ledger import read, statement
 from gateway.money import format_usd
 from gateway.node import Node
-from gateway.own import amount, answer, body_of, bound_caller, node_of, number_of
+from gateway.own import (
+    amount,
+    answer,
+    body_of,
+    bound_caller,
+    node_of,
+    number_of,
+    one_of,
+    only,
+    table_of,
+    time_of,
+)
 
 _RECENT = 5
 _PAGE = 100
 _DAY_MS = 86_400_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def balance(request: Request) -> Response:
@@ -85,24 +99,55 @@ def line_of(node: Node, line: ledger.TransferRow) -> dict[str, Any]:
     }
 
 
+_FILTERS: Final = frozenset(("type", "from", "to", "limit", "cursor", "format"))
+COLUMNS: Final = (
+    *("id", "at", "wallet", "type", "kind", "amount", "amount_units", "balance", "balance_units"),
+    *("description", "request_id", "reason", "at_ms"),
+)
+"""The columns of the CSV form: the members of each line, in this order."""
+
+
 async def transactions(request: Request) -> Response:
-    """The statement, newest first; ``?cursor=`` goes on behind the last line seen."""
+    """The statement, newest first; ``?cursor=`` goes on behind the last line seen.
+
+    ``type``, ``from`` and ``to`` say which lines; ``format=csv`` gives the same as a table.
+    """
     node = node_of(request)
-    _, account_id = await bound_caller(request, await body_of(request))
+    caller, account_id = await bound_caller(request, await body_of(request))
+    only(request, _FILTERS)
     limit = number_of(request, "limit", _PAGE, most=1_000)
     cursor = number_of(request, "cursor", 0, most=2**62)
-    lines: Any = ()
+    form = one_of(request, "format", ("json", "csv"))
+    wanted = statement.Wanted(
+        one_of(request, "type", statement.TYPES), time_of(request, "from"), time_of(request, "to")
+    )
+    lines: Sequence[statement.Line] = ()
+    following: int | None = None
     if account_id is not None:
         async with node.db.read() as tx:
-            lines = await read.statement(tx, account_id, limit, cursor or None)
-    more = len(lines) == limit and lines[-1].prev_id != 0
-    return answer(
-        200,
-        {
-            "transactions": [line_of(node, line) for line in lines],
-            "next_cursor": lines[-1].id if more else None,
-        },
-    )
+            lines, following = await statement.page(tx, account_id, limit, cursor or None, wanted)
+    wallet = caller.wallet[0] if caller.wallet is not None else ""
+    rows = [_told(node, line, wallet) for line in lines]
+    if form == "csv":
+        return table_of(request, COLUMNS, rows, following)
+    return answer(200, {"transactions": rows, "next_cursor": following})
+
+
+def _told(node: Node, line: statement.Line, wallet: str) -> dict[str, Any]:
+    """A line with what it was for. ``wallet`` of a call is the one that signed it."""
+    call, row = line.call, line.transfer
+    if call is not None:
+        description = f"{call.method} {call.target}"
+    else:
+        description = line.source or row.reason or row.kind
+    return {
+        **line_of(node, row),
+        "at": (_EPOCH + timedelta(milliseconds=row.at_ms)).isoformat(timespec="milliseconds"),
+        "wallet": call.principal if call is not None else wallet,
+        "type": line.type,
+        "description": description,
+        "request_id": None if call is None else call.request_id,
+    }
 
 
 async def lots(request: Request) -> Response:

@@ -3,11 +3,13 @@
 A run is found by an index that only holds of a run stand in, so a call without one pays nothing
 for it (docs/decisions/0006). All calls are found by the account's statement, which costs nothing
 to keep: closed calls in the order in which they ended, and before them those that still run.
+What is asked for beyond that (a route, a state, a time) is looked for along the same way, a bounded
+stretch of it for each page: a filter costs its asker pages, and nobody an index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +20,38 @@ from gateway.ledger.steps import HoldRow, TransferRow
 from gateway.ledger.store import OPEN_HOLDS
 
 _END: Final = 2**62
+_STRETCH: Final = 500  # lines read at once while a filter looks for its rows
+_RUNNING: Final = 1_000  # calls that still run, at most, shown
+_SKEW_MS: Final = 60_000  # by which clocks of nodes may differ
+_STRETCHES: Final = 20  # at most for one page, which may then be a short one with a cursor
+STATES: Final = ("pending", "charged", "not_charged", "refunded")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which calls are asked for; None: no matter. Times are those at which calls began, in
+    milliseconds, ``from_ms`` included and ``to_ms`` not."""
+
+    route: str | None = None
+    state: str | None = None
+    principal: str | None = None
+    price: str | None = None
+    from_ms: int | None = None
+    to_ms: int | None = None
+
+    def __contains__(self, call: Call) -> bool:
+        hold = call.hold
+        return (
+            (self.route is None or hold.route == self.route)
+            and (self.principal is None or hold.principal == self.principal)
+            and (self.price is None or hold.price == self.price)
+            and (self.from_ms is None or hold.at_ms >= self.from_ms)
+            and (self.to_ms is None or hold.at_ms < self.to_ms)
+            and (self.state is None or call.charge.state == self.state)
+        )
+
+
+ALL: Final = Wanted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +68,14 @@ class Page:
 
     calls: tuple[Call, ...]
     next_cursor: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Some calls in order, and where the next stretch begins; None: the way ends here."""
+
+    calls: tuple[Call, ...]
+    next: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,51 +126,92 @@ async def run_sum(tx: Tx, account_id: int, run: str) -> RunSum | None:
     return RunSum(*(int(value) for value in row))
 
 
-async def calls_of_run(
-    tx: Tx, account_id: int, run: str, limit: int, cursor: int | None = None
+async def calls_of_run(  # noqa: PLR0917  (as calls)
+    tx: Tx, account_id: int, run: str, limit: int, cursor: int | None = None, wanted: Wanted = ALL
 ) -> Page:
     """Calls of a run, newest first. A new call never moves those behind a cursor."""
-    before = _END if cursor is None else cursor
-    rows = await tx.fetch(CALLS_OF_RUN, account_id, run, before, limit)
-    holds = [hold_row(row) for row in rows]
-    closes: dict[int, TransferRow] = {}
-    if holds:
-        closes = {row.id: row for row in await _closes(tx, holds)}
-    calls = await _with_refunds(tx, holds, closes)
-    return Page(calls, holds[-1].id if len(holds) == limit else None)
+
+    async def stretch(before: int, most: int) -> _Stretch:
+        rows = await tx.fetch(CALLS_OF_RUN, account_id, run, before, most)
+        holds = [hold_row(row) for row in rows]
+        closes = {row.id: row for row in await _closes(tx, holds)} if holds else {}
+        found = await _with_refunds(tx, holds, closes)
+        return _Stretch(found, holds[-1].id if len(holds) == most else None)
+
+    return await _look(stretch, _END if cursor is None else cursor, limit, wanted)
 
 
-async def calls(tx: Tx, account_id: int, limit: int, cursor: int | None = None) -> Page:
-    """All calls: those that still run (on the first page), then the others as they ended.
+async def calls(
+    tx: Tx, account_id: int, limit: int, cursor: int | None = None, wanted: Wanted = ALL
+) -> Page:
+    """All calls: those that still run (on the first page, beyond its limit), then the others as
+    they ended.
 
     ``cursor`` is a line of the statement, so pages behind it never change.
     """
-    open_holds: list[HoldRow] = []
+    running: tuple[Call, ...] = ()
     if cursor is None:
         head = await tx.fetchval("SELECT last_id FROM account WHERE id = $1", account_id)
         rows = await tx.fetch(
             f"SELECT * FROM ({OPEN_HOLDS}) AS running ORDER BY id DESC LIMIT $2",  # noqa: S608
             account_id,
-            limit,
+            _RUNNING,
         )
-        open_holds = [hold_row(row) for row in rows]
+        running = await _with_refunds(tx, [hold_row(row) for row in rows], {})
     else:
-        head = await tx.fetchval(
-            "SELECT prev_id FROM transfer WHERE id = $1 AND account_id = $2", cursor, account_id
-        )
-    lines = [
-        transfer_row(row) for row in await tx.fetch(_CLOSED_CALLS, head or 0, account_id, limit)
-    ]
-    found: dict[int, HoldRow] = {}
-    if lines:
+        head = await _line_before(tx, account_id, cursor)
+
+    async def stretch(head: int, most: int) -> _Stretch:
+        lines = [transfer_row(row) for row in await tx.fetch(_CLOSED_CALLS, head, account_id, most)]
+        if not lines:
+            return _Stretch((), None)
         rows = await tx.fetch_any(
             f"SELECT {columns(HOLD)} FROM hold WHERE id {{any}}",  # noqa: S608
             [line.id for line in lines],
         )
-        found = {row["id"]: hold_row(row) for row in rows}
-    closes = {line.id: line for line in lines}
-    made = await _with_refunds(tx, [*open_holds, *(found[line.id] for line in lines)], closes)
-    return Page(made, lines[-1].id if len(lines) == limit else None)
+        holds = {row["id"]: hold_row(row) for row in rows}
+        closes = {line.id: line for line in lines}
+        found = await _with_refunds(tx, [holds[line.id] for line in lines], closes)
+        # Nothing that ended before the time began in it.
+        early = wanted.from_ms is not None and lines[-1].at_ms < wanted.from_ms - _SKEW_MS
+        more = len(lines) == most and not early and lines[-1].prev_id != 0
+        return _Stretch(found, lines[-1].prev_id if more else None)
+
+    page = await _look(stretch, head or 0, limit, wanted)
+    return Page((*(call for call in running if call in wanted), *page.calls), page.next_cursor)
+
+
+async def _line_before(tx: Tx, account_id: int, line: int) -> int | None:
+    found: int | None = await tx.fetchval(
+        "SELECT prev_id FROM transfer WHERE id = $1 AND account_id = $2", line, account_id
+    )
+    return found
+
+
+async def _look(
+    stretch: Callable[[int, int], Awaitable[_Stretch]], start: int, limit: int, wanted: Wanted
+) -> Page:
+    """One page of what is wanted, along stretches of the way. The cursor is the last call looked
+    at, so that the next page goes on behind it whether or not it was wanted."""
+    if wanted == ALL:
+        seen = await stretch(start, limit)
+        return Page(seen.calls, seen.calls[-1].hold.id if seen.next is not None else None)
+    found: list[Call] = []
+    at: int | None = start
+    last: int | None = None
+    for _ in range(_STRETCHES):
+        if at is None:
+            return Page(tuple(found), None)
+        seen = await stretch(at, _STRETCH)
+        for call in seen.calls:
+            last = call.hold.id
+            if call in wanted:
+                found.append(call)
+                if len(found) == limit:
+                    more = call is not seen.calls[-1] or seen.next is not None
+                    return Page(tuple(found), last if more else None)
+        at = seen.next
+    return Page(tuple(found), None if at is None else last)
 
 
 async def _closes(tx: Tx, holds: Sequence[HoldRow]) -> list[TransferRow]:

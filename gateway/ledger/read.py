@@ -136,6 +136,96 @@ async def calls_of_lot(tx: Tx, lot_id: int, limit: int) -> Sequence[LotUse]:
     return await _uses(tx, lot_id, used)
 
 
+@dataclass(frozen=True, slots=True)
+class LotPart:
+    """What a call was charged of one lot, and how much of that was given back. Units.
+
+    ``network`` and ``ref`` are the outside fact the lot was minted for: a chain and its
+    transaction, "stripe" and a payment intent.
+    """
+
+    lot_id: int
+    source: str
+    payer: str | None
+    payment_id: str | None
+    network: str | None
+    ref: str | None
+    units: int
+    refunded_units: int
+
+
+async def lots_of_call(tx: Tx, close: TransferRow) -> Sequence[LotPart]:
+    """Which lots a charge was paid from, in the order in which they were spent.
+
+    What was spent since the account's last fold is not booked on lots yet, and is told here as
+    the fold will book it: until then a lot that arrives and expires sooner may take its place.
+    """
+    if close.kind != "capture" or not close.amount_units:
+        return []
+    used: dict[int, int] = {}
+    for row in await tx.fetch(
+        "SELECT lot_id, captured_units FROM pin WHERE hold_id = $1 AND captured_units > 0"
+        " ORDER BY lot_id",
+        close.id,
+    ):
+        used[row["lot_id"]] = row["captured_units"]
+    start, end = close.pos, close.pos + close.tape_units
+    for low, high, lot_id in await _booked(tx, close.account_id, start, end):
+        units = min(high, end) - max(low, start)
+        if units > 0:
+            used[lot_id] = used.get(lot_id, 0) + units
+    if not used:
+        return []
+    back = {
+        row["lot_id"]: int(row["units"])
+        for row in await tx.fetch(
+            "SELECT p.lot_id, sum(p.amount_units) AS units FROM refund r"
+            " JOIN refund_part p ON p.refund_id = r.id WHERE r.charge_id = $1 GROUP BY p.lot_id",
+            close.id,
+        )
+    }
+    lots = {
+        row["id"]: row
+        for row in await tx.fetch_any(
+            "SELECT l.id, l.source, l.payer, l.payment_id, k.network, k.ref FROM lot l"
+            " LEFT JOIN mint_key k ON k.lot_id = l.id WHERE l.id {any}",
+            list(used),
+        )
+    }
+    return [
+        LotPart(
+            lot_id,
+            lots[lot_id]["source"],
+            lots[lot_id]["payer"],
+            lots[lot_id]["payment_id"],
+            lots[lot_id]["network"],
+            lots[lot_id]["ref"],
+            units,
+            back.get(lot_id, 0),
+        )
+        for lot_id, units in used.items()
+    ]
+
+
+async def _booked(tx: Tx, account_id: int, start: int, end: int) -> list[tuple[int, int, int]]:
+    """Stretches of the tape that meet ``start`` to ``end``, with their lots."""
+    rows = await tx.fetch(
+        "SELECT from_pos, to_pos, lot_id FROM segment WHERE account_id = $1 AND from_pos < $3"
+        " AND from_pos >= coalesce((SELECT max(from_pos) FROM segment"
+        "   WHERE account_id = $1 AND from_pos <= $2), 0) ORDER BY from_pos",
+        account_id,
+        start,
+        end,
+    )
+    found = [(row["from_pos"], row["to_pos"], row["lot_id"]) for row in rows]
+    at: int = await tx.fetchval("SELECT folded FROM account WHERE id = $1", account_id)
+    if at < end:
+        for row in await _line(tx, account_id):
+            found.append((at, at + row["remaining_units"], row["id"]))
+            at += row["remaining_units"]
+    return found
+
+
 async def _stretches(tx: Tx, account_id: int, lot_id: int) -> list[tuple[int, int]]:
     """What a lot paid of the tape: what is booked, and what the next fold will book."""
     rows = await tx.fetch("SELECT from_pos, to_pos FROM segment WHERE lot_id = $1", lot_id)
@@ -239,6 +329,16 @@ async def refunded_units(tx: Tx, hold_id: int) -> int:
         "SELECT coalesce(sum(amount_units), 0) FROM refund WHERE charge_id = $1", hold_id
     )
     return int(units)
+
+
+async def refunds_of_call(tx: Tx, hold_id: int) -> Sequence[TransferRow]:
+    """The lines that gave parts of a charge back, in their order."""
+    rows = await tx.fetch(
+        f"SELECT {columns(TRANSFER, 't')} FROM refund r JOIN transfer t ON t.id = r.id"  # noqa: S608
+        " WHERE r.charge_id = $1 ORDER BY t.seq",
+        hold_id,
+    )
+    return [transfer_row(row) for row in rows]
 
 
 async def answer_of(tx: Tx, hold_id: int) -> Answer | None:

@@ -233,7 +233,7 @@ mint_key = sa.Table(
     sa.Column("network", sa.Text, primary_key=True),  # CAIP-2 id, or "stripe", "grant"
     sa.Column("ref", sa.Text, primary_key=True),  # transaction hash, payment intent, …
     sa.Column("n", BIG, primary_key=True, autoincrement=False),  # ordinal inside it
-    sa.Column("lot_id", BIG, nullable=False),
+    sa.Column("lot_id", BIG, nullable=False, index=True),
 )
 
 # The terms of every price that calls were held at, kept for ever: a past charge is derived from

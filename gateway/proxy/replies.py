@@ -185,6 +185,9 @@ def receipt_of_call(node: Node, hold: ledger.HoldRow, charge: read.Charge) -> di
     charged = close.amount_units if close is not None else 0
     return {
         "request_id": hold.request_id,
+        "wallet": hold.principal,
+        "scheme": hold.scheme,
+        "payment_id": hold.payment_id,
         "route": hold.route,
         "method": hold.method,
         "target": hold.target,

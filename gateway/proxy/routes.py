@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any, Final
-from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,7 +11,19 @@ from starlette.routing import Route
 from gateway.errors import NextAction, Problem
 from gateway.ledger import activity, read
 from gateway.node import Node
-from gateway.own import amount, answer, body_of, bound_caller, csv_text, node_of, number_of
+from gateway.own import (
+    amount,
+    answer,
+    body_of,
+    bound_caller,
+    node_of,
+    number_of,
+    one_of,
+    only,
+    table_of,
+    time_of,
+)
+from gateway.proxy.audited import audited
 from gateway.proxy.replies import receipt_of_call
 from gateway.proxy.runs import NAME
 
@@ -21,6 +32,9 @@ _MOST: Final = 1_000
 _LIST: Final = "/farebox/v1/requests"
 COLUMNS: Final = (
     "request_id",
+    "wallet",
+    "scheme",
+    "payment_id",
     "run",
     "route",
     "method",
@@ -41,9 +55,18 @@ COLUMNS: Final = (
 """The columns of the CSV form: the members of each call, in this order."""
 
 
+_FILTERS: Final = frozenset(
+    ("run", "route", "state", "wallet", "price_version", "from", "to", "limit", "cursor", "format")
+)
+
+
 async def request_outcome(request: Request) -> Response:
     """``GET v1/requests/{id}``: every call of the signing wallet's account with this id or
-    Idempotency-Key, the newest first. A call that was run again is there with all its runs."""
+    Idempotency-Key, the newest first, each audited: the terms it was priced by, the entries it
+    made, the lots that paid and the transactions that had bought those.
+
+    A call that was run again is there with all its runs.
+    """
     node = node_of(request)
     _, account_id = await bound_caller(request, await body_of(request))
     asked = request.path_params["request_id"]
@@ -56,7 +79,9 @@ async def request_outcome(request: Request) -> Response:
                 runs = await read.holds_of_request(tx, account_id, other)
                 found |= {hold.id: hold for hold in runs}
             for hold in sorted(found.values(), key=lambda hold: (-hold.at_ms, -hold.id)):
-                calls.append(receipt_of_call(node, hold, await read.charge_of(tx, hold.id)))
+                charge = await read.charge_of(tx, hold.id)
+                told = receipt_of_call(node, hold, charge)
+                calls.append({**told, "audit": await audited(node, tx, hold, charge)})
     if not calls:
         raise _nothing(node, "No call of this account has this request id.")
     return answer(200, {**calls[0], "calls": calls})
@@ -65,41 +90,38 @@ async def request_outcome(request: Request) -> Response:
 async def requests(request: Request) -> Response:
     """``GET v1/requests``: the account's calls, or with ``?run=`` those of a run, newest first.
 
-    ``limit`` and ``cursor`` page; ``format=csv`` gives the same rows as a table, the next page in
-    ``Link``.
+    ``route``, ``state``, ``wallet``, ``price_version``, ``from`` and ``to`` say which. ``limit``
+    and ``cursor`` page; ``format=csv`` gives the same rows as a table, the next page in ``Link``.
     """
     node = node_of(request)
     _, account_id = await bound_caller(request, await body_of(request))
+    only(request, _FILTERS)
     run = request.query_params.get("run")
     limit = number_of(request, "limit", _PAGE, most=_MOST)
     cursor = number_of(request, "cursor", 0, most=2**62) or None
-    form = request.query_params.get("format", "json")
+    form = one_of(request, "format", ("json", "csv"))
     if run is not None and not NAME.fullmatch(run):
         raise Problem("invalid_request", "run is not the name of a run.")
-    if form not in ("json", "csv"):
-        raise Problem("invalid_request", "format is json or csv.")
+    wallet = request.query_params.get("wallet")
+    wanted = activity.Wanted(
+        route=request.query_params.get("route"),
+        state=one_of(request, "state", activity.STATES),
+        principal=None if wallet is None else wallet.lower(),
+        price=request.query_params.get("price_version"),
+        from_ms=time_of(request, "from"),
+        to_ms=time_of(request, "to"),
+    )
     page = activity.Page((), None)
     if account_id is not None:
         async with node.db.read() as tx:
             if run is None:
-                page = await activity.calls(tx, account_id, limit, cursor)
+                page = await activity.calls(tx, account_id, limit, cursor, wanted)
             else:
-                page = await activity.calls_of_run(tx, account_id, run, limit, cursor)
+                page = await activity.calls_of_run(tx, account_id, run, limit, cursor, wanted)
     rows = [receipt_of_call(node, call.hold, call.charge) for call in page.calls]
     if form == "csv":
-        return _table(node, request, rows, page.next_cursor)
+        return table_of(request, COLUMNS, rows, page.next_cursor)
     return answer(200, {"requests": rows, "next_cursor": page.next_cursor})
-
-
-def _table(
-    node: Node, request: Request, rows: list[dict[str, Any]], next_cursor: int | None
-) -> Response:
-    headers = {"Cache-Control": "no-store", "Content-Disposition": "attachment"}
-    if next_cursor is not None:
-        query = urlencode(dict(request.query_params) | {"cursor": str(next_cursor)})
-        url = f"{node.settings.server.public_url}{_LIST}?{query}"
-        headers["Link"] = f'<{url}>; rel="next"'
-    return Response(csv_text(COLUMNS, rows), 200, headers, "text/csv")
 
 
 async def run_total(request: Request) -> Response:

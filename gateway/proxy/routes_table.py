@@ -169,6 +169,11 @@ class RouteTable:
             if isinstance(found, Route):
                 self._literal[method, path] = found
 
+    def prices(self) -> dict[str, PriceRule]:
+        """Every price of the routes and tools, by its version."""
+        tools = [route for m in self._mounts if m.mcp is not None for route in m.mcp.tools.values()]
+        return {route.price.version: route.price for route in (*self.routes, *tools)}
+
     def warnings(self) -> tuple[str, ...]:
         """What the operator surely did not mean, in words, for ``farebox check``."""
         return tuple(_warnings(self._mounts))

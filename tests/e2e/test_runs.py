@@ -7,6 +7,7 @@ import csv
 import io
 import secrets
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -191,3 +192,97 @@ async def test_a_list_that_cannot_be_asked_for(
     async with sqlite_gateway.client() as http:
         answer = await read(http, sqlite_gateway, wallet, f"requests?{query}")
     assert problem(answer, "invalid_request")["next_actions"]
+
+
+async def test_one_call_is_audited_down_to_the_chain(
+    gateway: Gateway, wallet: Wallet, cheap: str
+) -> None:
+    async with gateway.client() as http:
+        offer = offers(await http.get(cheap))[0]
+        await http.get(cheap, headers={"PAYMENT-SIGNATURE": wallet.pay(offer)})
+        signed = await ask(http, gateway, wallet, cheap)
+        request_id = signed.headers["farebox-request-id"]
+        told = (await read(http, gateway, wallet, f"requests/{request_id}")).json()
+        (payment,) = gateway.payments(wallet.address)
+        lot = (await read(http, gateway, wallet, "credits/lots")).json()["lots"][0]["id"]
+    audit = told["audit"]
+    assert told["calls"][0]["audit"] == audit
+    assert (told["wallet"], told["scheme"]) == (wallet.address, "erc8128")
+    assert told["price_version"] == f"flat:{CHEAP_UNITS}"
+    since_ms = audit["price"].pop("since_ms")
+    assert since_ms <= told["started_at_ms"]
+    assert audit["price"] == {
+        "version": f"flat:{CHEAP_UNITS}",
+        "terms": {"rule": "flat", "price": "$0.002", "price_units": CHEAP_UNITS},
+    }
+    (entry,) = audit["entries"]
+    assert (entry["kind"], entry["amount_units"]) == ("capture", CHEAP_UNITS)
+    assert entry["balance_units"] == PRICE_UNITS - 2 * CHEAP_UNITS
+    assert audit["paid_with"] == [
+        {
+            "lot": lot,
+            "source": "x402",
+            "payer": wallet.address,
+            "amount": "0.2",
+            "amount_units": CHEAP_UNITS,
+            "refunded": "0",
+            "refunded_units": 0,
+            "payment_id": payment["id"],
+            "network": "eip155:84532",
+            "reference": payment["tx_hash"],
+            "explorer": f"https://sepolia.basescan.org/tx/{payment['tx_hash']}",
+        }
+    ]
+    assert gateway.net.receipt(payment["tx_hash"])["status"] == "0x1"
+
+
+async def test_filters_and_the_statement_as_a_table(
+    gateway: Gateway, wallet: Wallet, target: str
+) -> None:
+    async with gateway.client() as http:
+        await buy(http, wallet)
+        assert (await ask(http, gateway, wallet, target)).status_code == 200
+        assert (await ask(http, gateway, wallet, "/500")).status_code == 502
+
+        async def rows(path: str, name: str) -> list[Any]:
+            found: list[Any] = (await read(http, gateway, wallet, path)).json()[name]
+            return found
+
+        every = await rows("requests", "requests")
+        failed, paid = every
+        assert await rows("requests?state=not_charged", "requests") == [failed]
+        route = quote(paid["route"])
+        assert await rows(f"requests?state=charged&route={route}", "requests") == [paid]
+        assert await rows(f"requests?wallet={wallet.address.upper()}", "requests") == every
+        assert await rows("requests?wallet=0x" + "0" * 40, "requests") == []
+        started = paid["started_at_ms"]
+        assert paid in await rows(f"requests?from={started}", "requests")
+        assert paid not in await rows(f"requests?to={started}", "requests")
+        assert await rows("requests?from=2026-01-01T00:00:00Z", "requests") == every
+        lines = await rows("credits/transactions", "transactions")
+        assert [line["type"] for line in lines] == ["usage", "usage", "purchase"]
+        assert lines[1]["description"] == f"GET {target}"
+        assert await rows("credits/transactions?type=purchase", "transactions") == lines[2:]
+        table = await read(http, gateway, wallet, "credits/transactions?format=csv&limit=2")
+        got = list(csv.DictReader(io.StringIO(table.text)))
+        assert [(row["type"], row["amount_units"]) for row in got] == [
+            ("usage", "0"),
+            ("usage", str(-PRICE_UNITS)),
+        ]
+        assert 'rel="next"' in table.headers["link"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("requests?state=paid", "requests?from=yesterday", "requests?to=2026-01-01T00:00:00"),
+        *("requests?color=red", "requests?limit=1&limit=2", "credits/transactions?type=x"),
+        *("credits/transactions?form=csv", "credits/transactions?from=-1", "requests?to=1e3"),
+    ],
+)
+async def test_a_filter_that_is_not_one_is_refused(
+    query: str, sqlite_gateway: Gateway, wallet: Wallet
+) -> None:
+    """Answered as if it were not there, it would be taken for applied."""
+    async with sqlite_gateway.client() as http:
+        problem(await read(http, sqlite_gateway, wallet, query), "invalid_request")

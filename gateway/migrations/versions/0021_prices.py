@@ -1,5 +1,7 @@
 """A call keeps the version of the price it was held at, and a version keeps its terms.
 
+From a lot to the fact of the outside that made it there is a way back now.
+
 Only adds: a release before this one can still write to the tables it knows.
 """
 
@@ -22,7 +24,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("version", name=op.f("pk_price_version")),
     )
 
+    op.create_index("ix_mint_key_lot_id", "mint_key", ["lot_id"], unique=False)
+
 
 def downgrade() -> None:
+    op.drop_index("ix_mint_key_lot_id", table_name="mint_key")
     op.drop_table("price_version")
     op.drop_column("hold", "price")

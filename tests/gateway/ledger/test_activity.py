@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from gateway.db import Database
-from gateway.ledger import Close, HoldRow, Refund, Refunded
+from gateway.ledger import Close, HoldRow, Refund, Refunded, activity
 from gateway.ledger.activity import (
     CALLS_OF_RUN,
     RUN_SUM,
     Page,
     RunSum,
+    Wanted,
     calls,
     calls_of_run,
     run_sum,
@@ -125,6 +128,60 @@ async def test_all_calls_by_the_statement(db: Database) -> None:
     stranger = await rich(db, 2)
     assert (await page(db, stranger, None, 5, first.next_cursor)).calls == ()
     assert await ids(db, stranger, None, 5) == []
+
+
+@pytest.mark.parametrize("run", [None, "r"])
+async def test_a_filter_gives_what_every_row_would_say(
+    db: Database, run: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the wanted ones lie further apart than is looked at for one page."""
+    monkeypatch.setattr(activity, "_STRETCH", 2)
+    monkeypatch.setattr(activity, "_STRETCHES", 3)
+    account = await rich(db)
+    rows = []
+    for n in range(24):
+        call = replace(CALL, run=run, route=f"GET /{n % 5}", price=f"flat:{n % 3}")
+        step = replace(hold(account, f"r{n}", UNITS, principal=f"0x{n % 2}"), call=call)
+        rows.append(await helpers.held(db, step, T0 + n * 1_000_000))
+    for n, row in enumerate(rows[:21]):
+        await one(db, void(row) if n % 4 == 0 else capture(row, n), T0 + n * 1_000_000 + 5)
+    back = await one(db, Refund(rows[7].id, "k", 1))
+    assert isinstance(back, Refunded)
+
+    async def all_of(wanted: Wanted, limit: int) -> list[str]:
+        found: list[str] = []
+        cursor: int | None = None
+        for _ in range(100):
+            async with db.read() as tx:
+                if run is None:
+                    got = await calls(tx, account, limit, cursor, wanted)
+                else:
+                    got = await calls_of_run(tx, account, run, limit, cursor, wanted)
+            found += [call.hold.request_id for call in got.calls]
+            cursor = got.next_cursor
+            if cursor is None:
+                return found
+        raise AssertionError("the pages never end")
+
+    async with db.read() as tx:
+        every = (await calls(tx, account, 100)).calls
+    asked = [
+        Wanted(route="GET /3"),
+        Wanted(route="GET /4", state="charged"),
+        Wanted(state="not_charged"),
+        Wanted(state="refunded"),
+        Wanted(state="pending"),
+        Wanted(principal="0x1", price="flat:2"),
+        Wanted(from_ms=T0 + 4_000_000, to_ms=T0 + 9_000_000),
+        Wanted(from_ms=T0 + 20_000_000),
+        Wanted(to_ms=T0),
+        Wanted(route="nothing"),
+    ]
+    for wanted in asked:
+        expected = [call.hold.request_id for call in every if call in wanted]
+        for limit in (1, 2, 100):
+            assert await all_of(wanted, limit) == expected, (wanted, limit)
+    assert len([call for call in every if call in asked[6]]) == 5
 
 
 async def test_a_run_is_found_without_reading_other_calls(db: Database) -> None:
