@@ -82,6 +82,7 @@ MEMBERS = {
     "min_onchain",
     "wallet_address",
     "payer_signature",
+    "price_version",
     "sponsor_signature",
     "transaction_hash",
     "amount_usd",
