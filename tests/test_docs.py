@@ -81,6 +81,8 @@ MEMBERS = {
     "next_actions",
     "min_onchain",
     "wallet_address",
+    "next_cursor",
+    "not_charged",
     "payer_signature",
     "price_version",
     "sponsor_signature",
