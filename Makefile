@@ -19,12 +19,8 @@ test-environment:
 	@scripts/install.sh test
 	@scripts/system.sh
 
-# What fails beside other tests is asked once more, alone, and must hold then: they start many
-# servers on few cores. Both runs are printed.
 test: test-environment
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS) || { \
-		echo "farebox: those that failed, once more, one at a time" >&2; \
-		$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 bench: test-environment
 	@scripts/system.sh bench

@@ -40,6 +40,15 @@ def api(background: Background) -> Api:
     return Api(background)
 
 
+@pytest.fixture(autouse=True)
+def _behaviours_hold(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A behaviour that fails leaves its test waiting for what never comes: say why."""
+    yield
+    if "api" in request.fixturenames:
+        faults = request.getfixturevalue("api").faults()
+        assert not faults, faults
+
+
 @pytest.fixture(scope="session")
 def deployments(
     chain_session: Devnet, api: Api, tmp_path_factory: pytest.TempPathFactory

@@ -82,6 +82,11 @@ class Api:
         """Heads read so far, of all targets."""
         return self._up.begun
 
+    def faults(self) -> list[Exception]:
+        """What went wrong in behaviours since this was asked last."""
+        found, self._up.faults[:] = list(self._up.faults), []
+        return found
+
     def behave(self, path: str, behaviour: Callable[[Writer, Gate], Awaitable[bool]]) -> Gate:
         """Answer a path of the test's own in its own way; the gate is the test's to open."""
         gate = Gate(self._background)

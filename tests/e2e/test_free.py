@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.stage import Api, Gate, Gateway
-from tests.gateway.proxy.misbehave import Writer
+from tests.gateway.proxy.misbehave import Writer, closed
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENT = b"7\r\ndata:1\n\r\n"
@@ -20,17 +19,6 @@ EVENT = b"7\r\ndata:1\n\r\n"
 @pytest.fixture
 def path(target: str) -> str:
     return "/free" + target
-
-
-def closed(writer: Writer) -> bool:
-    """Whether the other side of the upstream's connection has closed it."""
-    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as mine:
-        try:
-            return mine.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
-            return False
-        except ConnectionError:
-            return True
 
 
 def caller(gateway: Gateway, request: bytes) -> Iterator[socket.socket]:
@@ -64,6 +52,6 @@ def test_a_call_ends_when_its_caller_leaves(
         if how != "no answer yet":
             assert sock.recv(12) == b"HTTP/1.1 200"
     try:
-        sqlite_gateway.wait(ended.is_set, "the end of the call", timeout_s=15)
+        sqlite_gateway.wait(ended.is_set, "the end of the call")
     finally:
         gate.open()

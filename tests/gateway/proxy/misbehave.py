@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import struct
@@ -41,6 +42,7 @@ class Upstream:
     open_connections: int = 0
     begun: int = 0  # heads read; more than requests if a body never came whole
     released: asyncio.Event = field(default_factory=asyncio.Event)  # lets /stall… go on
+    faults: list[Exception] = field(default_factory=list)  # ours, not those of whoever calls
 
     @property
     def url(self) -> str:
@@ -65,6 +67,23 @@ def reset(writer: Writer) -> None:
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
+
+
+def closed(writer: Writer) -> bool:
+    """Whether the other side has closed its connection, by FIN or by RST.
+
+    After a RST that our own loop has seen there is no socket left to ask; a FIN leaves the
+    transport open for writing, and only the socket tells.
+    """
+    if writer.is_closing():
+        return True
+    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as mine:
+        try:
+            return mine.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True
 
 
 async def _echo(up: Upstream, request: Request, writer: Writer) -> bool:
@@ -235,6 +254,8 @@ async def _serve(up: Upstream, reader: Reader, writer: Writer) -> None:
             await writer.drain()
     except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         pass  # the other side went away; what it sent is in ``requests``
+    except Exception as fault:
+        up.faults.append(fault)  # else whoever waits for this behaviour waits in vain
     finally:
         up.open_connections -= 1
         writer.close()
@@ -242,7 +263,8 @@ async def _serve(up: Upstream, reader: Reader, writer: Writer) -> None:
 
 @asynccontextmanager
 async def misbehaving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Upstream]:
-    """The server, until the block ends. Nothing of it stays behind."""
+    """The server, until the block ends. Nothing of it stays behind, and no fault of a behaviour
+    stays unseen."""
     up = Upstream()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -263,6 +285,8 @@ async def misbehaving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Upstre
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)
+    if up.faults:
+        raise ExceptionGroup("an upstream's behaviour failed", up.faults)
 
 
 async def until(condition: Callable[[], bool], *, tries: int = 2_000) -> None:
