@@ -58,6 +58,12 @@ CODES: Final[dict[str, Code]] = {
     "payer_signature_required": Code(
         401, False, "The wallet that paid has to say who gets the credits"
     ),
+    "EXTERNAL_SIGNATURE_SESSION_NONCE_INVALID": Code(401, False, "The session nonce is unknown"),
+    "EXTERNAL_SIGNATURE_SESSION_NONCE_EXPIRED": Code(401, False, "The session nonce has expired"),
+    "EXTERNAL_SIGNATURE_MALFORMED": Code(401, False, "The signature cannot be read"),
+    "EXTERNAL_SIGNATURE_WALLET_MISMATCH": Code(
+        401, False, "The signature is of another wallet or other words"
+    ),
     # 402: money
     "payment_required": Code(402, False, "Payment is required"),
     "insufficient_credits": Code(402, False, "There are not enough credits"),

@@ -2,7 +2,7 @@
 
     400  identity_conflict, idempotency_key_not_covered, ceiling_not_covered,
          invalid_request, invalid_target
-    401  signature_*, identity_unsupported
+    401  signature_*, identity_unsupported, EXTERNAL_SIGNATURE_* (names of another wallet API)
     402  invalid_siwx_*: answered with a fresh challenge and fresh offers
 
 The status and the words for people stand in ``gateway/errors.py``; a test holds both tables
@@ -16,6 +16,10 @@ from typing import Any, Final
 
 CODES: Final[frozenset[str]] = frozenset(
     {
+        "EXTERNAL_SIGNATURE_MALFORMED",
+        "EXTERNAL_SIGNATURE_SESSION_NONCE_EXPIRED",
+        "EXTERNAL_SIGNATURE_SESSION_NONCE_INVALID",
+        "EXTERNAL_SIGNATURE_WALLET_MISMATCH",
         "ceiling_not_covered",
         "idempotency_key_not_covered",
         "identity_conflict",
