@@ -16,3 +16,27 @@ wallet = sa.Table(
     sa.Column("account_id", Id, nullable=False, index=True),
     sa.Column("linked_at_ms", sa.BigInteger(), nullable=False),
 )
+
+# What a bare payment may be given to spend the rest of its credits with (proofs, section 1).
+credential = sa.Table(
+    "credential",
+    metadata,
+    sa.Column("digest", sa.LargeBinary, primary_key=True),  # sha256 of it; it is kept nowhere
+    sa.Column("payment_id", sa.Text, nullable=False),  # one for each payment, ever
+    sa.Column("account_id", sa.BigInteger, nullable=False),
+    sa.Column("lot_id", sa.BigInteger, nullable=False),  # it spends nothing else
+    sa.Column("payer", sa.Text, nullable=False),  # whose money it was
+    sa.Column("expires_ms", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("payment_id"),
+    sa.Index("ix_credential_expires_ms", "expires_ms"),
+)
+
+# One-time values of proofs that no hold has burnt, until long after nobody could show them again.
+spent_proof = sa.Table(
+    "spent_proof",
+    metadata,
+    sa.Column("scheme", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, primary_key=True),
+    sa.Column("expires_ms", sa.BigInteger, nullable=False),
+    sa.Index("ix_spent_proof_expires_ms", "expires_ms"),
+)

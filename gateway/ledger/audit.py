@@ -273,6 +273,22 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
           SELECT account_id, sum(to_pos - from_pos) AS total FROM segment GROUP BY account_id) s
         ON s.account_id = a.id WHERE a.folded <> coalesce(s.total, 0)""",
     ),
+    "I8_limited_hold_is_of_its_lots": (
+        "a hold that may be taken from certain lots only stands on others, or not wholly",
+        """SELECT h.id, h.max_units, h.epoch, p.units FROM hold h
+        LEFT JOIN hold_limit o ON o.hold_id = h.id
+        LEFT JOIN (SELECT hold_id, sum(amount_units) AS units FROM pin GROUP BY hold_id) p
+          ON p.hold_id = h.id
+        WHERE (h.epoch < 0) <> (o.hold_id IS NOT NULL)
+          OR (o.hold_id IS NOT NULL AND h.max_units <> coalesce(p.units, 0))
+        UNION ALL SELECT o.hold_id, NULL, NULL, NULL FROM hold_limit o
+          LEFT JOIN hold h ON h.id = o.hold_id WHERE h.id IS NULL
+        UNION ALL SELECT p.hold_id, p.lot_id, NULL, p.amount_units FROM pin p
+          JOIN hold_limit o ON o.hold_id = p.hold_id LEFT JOIN lot l ON l.id = p.lot_id
+        WHERE l.id IS NULL OR l.id <> coalesce(o.lot_id, l.id)
+          OR l.source <> coalesce(o.source, l.source)
+          OR coalesce(l.payer, '') <> coalesce(o.payer, l.payer, '')""",
+    ),
     "I8_next_expiry_is_early": (
         "a live lot expires before its account looks for it",
         """SELECT l.id, l.expires_ms, a.next_expiry_ms FROM lot l JOIN account a

@@ -154,6 +154,8 @@ class Book:
     rare: Rare | None = None  # only if there is a rare step
 
     new_holds: list[HoldRow] = field(default_factory=list)
+    # Which lots a hold may be taken from: hold, lot, source, payer.
+    new_limits: list[tuple[int, int | None, str | None, str | None]] = field(default_factory=list)
     new_aliases: list[tuple[AliasKey, int]] = field(default_factory=list)
     new_transfers: list[TransferRow] = field(default_factory=list)
     new_segments: list[Segment] = field(default_factory=list)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from bisect import insort
 
-from gateway.ledger import claims, lots, payouts, refunds
+from gateway.ledger import claims, limits, lots, payouts, refunds
 from gateway.ledger.book import Action, Book, LedgerFault, LotState
 from gateway.ledger.payout_steps import EndPayOut, PayOut
 from gateway.ledger.steps import (
     FUNDING,
+    PINNED,
     REVENUE,
     AccountIs,
     AlreadyClosed,
@@ -87,7 +88,13 @@ def hold(book: Book, step: Hold) -> HoldOutcome:
         lots.expire_due(book, account)
     if account.frozen or account.debt:
         return Frozen(account.debt)
-    if account.available < units:
+    parts: list[limits.Part] | None = None
+    if step.only is not None:
+        found = limits.choose(book, account, step.only, units)
+        if isinstance(found, Short):
+            return found
+        parts = found
+    elif account.available < units:
         return Short(account.available, units)
     call, now_ms = step.call, book.now_ms
     row = HoldRow(  # by position, in the order of its fields: this is every call's way
@@ -97,7 +104,7 @@ def hold(book: Book, step: Hold) -> HoldOutcome:
         units,
         now_ms,
         now_ms + step.lease_ms,
-        account.epoch,
+        account.epoch if parts is None else PINNED,
         step.owner,
         call.route,
         call.method,
@@ -109,6 +116,8 @@ def hold(book: Book, step: Hold) -> HoldOutcome:
     account.available -= units
     account.held += units
     account.touched = True
+    if step.only is not None and parts is not None:
+        limits.pin(book, account, row, step.only, parts)
     book.new_holds.append(row)
     book.holds[key] = row
     if account_id in book.open_holds:

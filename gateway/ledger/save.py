@@ -22,6 +22,7 @@ _INSERT_SHORT_HOLD: Final = insert("hold", HOLD[:_SHORT_HOLD])
 _INSERT_TRANSFER: Final = insert("transfer", TRANSFER)
 _INSERT_SHORT_TRANSFER: Final = insert("transfer", TRANSFER[:_SHORT_TRANSFER])
 _INSERT_ALIAS: Final = insert("request_alias", ("account_id", "principal", "alias", "hold_id"))
+_INSERT_LIMIT: Final = insert("hold_limit", ("hold_id", "lot_id", "source", "payer"))
 _INSERT_ANSWER: Final = insert("answer", ("hold_id", "status", "headers", "body", "at_ms"))
 _INSERT_LOT: Final = insert("lot", LOT)
 _INSERT_PIN: Final = insert("pin", PIN)
@@ -54,6 +55,8 @@ async def save(tx: Tx, book: Book, writer: int, chain: Chain | None) -> None:
     if book.lots or book.pins or book.new_mints:
         await _save_lots(tx, book)
         await _save_pins(tx, book)
+    if book.new_limits:
+        await tx.executemany(_INSERT_LIMIT, book.new_limits)
     if book.rare is not None:
         await rare.save(tx, book, book.rare)
     if book.new_answers:

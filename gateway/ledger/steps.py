@@ -22,6 +22,7 @@ DEBT: Final = 5  # what customers owe after a reversal, lent by the house: at mo
 FIRST_ID: Final = 1_000
 
 NEVER: Final = 2**62  # expires_ms of a lot that does not expire
+PINNED: Final = -1  # epoch of a hold that stands on certain lots from the beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,25 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Only:
+    """Which lots a hold may be taken from: those that are all that is named here.
+
+    For proofs that are worth less than the whole account: one lot, what was bought in one way
+    (``source``), what one wallet paid for (``payer``).
+    """
+
+    lot_id: int | None = None
+    source: str | None = None
+    payer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Hold:
     """Reserve ``max_units`` for a call and burn its request id, both or neither.
 
     ``content`` is a hash of everything the caller asked: the same id with other content is a
-    conflict. ``lease_ms`` is how long the owner may take before it has to renew.
+    conflict. ``lease_ms`` is how long the owner may take before it has to renew. ``only``: from
+    these lots and no others (``limits.py``); None: from the account.
     """
 
     account_id: int
@@ -75,6 +90,7 @@ class Hold:
     lease_ms: int
     call: Call
     owner: int = 0
+    only: Only | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ async def load_accounts(tx: Tx, steps: Sequence[Step], now_ms: int | None) -> Bo
     for step in steps:
         if isinstance(step, Close) and not step.if_lapsed:
             ids.add(step.hold.account_id)
-        elif isinstance(step, Hold) and not step.guard.names:
+        elif isinstance(step, Hold) and not step.guard.names and step.only is None:
             ids.add(step.account_id)
         else:
             return None
@@ -97,11 +97,12 @@ async def load(tx: Tx, steps: Sequence[Step], now_ms: int) -> Book:
     if book.rare is not None:
         await rare.load(tx, book, steps)
     minted = {s.account_id for s in mints}
+    limited = {s.account_id for s in holds if s.only is not None}
     pinned = {s.hold.account_id for s in closes if s.hold.id in book.pins} if book.pins else set()
     whole = book.rare.whole if book.rare is not None else set()
     for account in book.accounts.values():
         known = account.id in minted or account.id in pinned or account.id in whole
-        if known or account.next_expiry_ms <= now_ms:
+        if known or account.id in limited or account.next_expiry_ms <= now_ms:
             mine = [s for s in steps if _account_of(book, s) == account.id]
             await _load_lots(tx, book, account, mine)
     if pinned or whole:
@@ -219,31 +220,49 @@ async def _load_mints(tx: Tx, book: Book, steps: Sequence[Mint]) -> None:
 
 
 async def _load_lots(tx: Tx, book: Book, account: AccountState, steps: Sequence[Step]) -> None:
-    """The live lots that are due, those the fold may reach, and the first one it leaves."""
+    """The live lots that are due, those the fold may reach, and the first one it leaves.
+
+    And of those that a hold names, as many as it can need.
+    """
     mints = [s for s in steps if isinstance(s, Mint)]
     # A mint may come later than its own expiry: a payment whose outcome was unknown for long.
     due = min(account.next_expiry_ms, *(s.expires_ms for s in mints), NEVER) <= book.now_ms
     reach = account.pos - account.folded
     reach += sum(s.amount_units for s in steps if isinstance(s, Close))
+    limited = [s for s in steps if isinstance(s, Hold) and s.only is not None]
+    reach += sum(s.max_units for s in limited)  # they may take from the lots in front
     disputed = rare.claims(steps)
     if disputed:  # what is behind a lot that is taken out of the line comes forward
         reach = NEVER
-    rows = await tx.fetch(
-        # What is due expires before anything is taken from the lots behind it, so it does not
-        # count for how far the fold gets.
-        f"SELECT {columns(LOT)} FROM (SELECT *, sum(CASE WHEN expires_ms > $3"  # noqa: S608
-        " THEN remaining_units ELSE 0 END) OVER (ORDER BY expires_ms, id) - remaining_units"
-        " AS before_it FROM lot"
-        " WHERE account_id = $1 AND state = 'live' AND remaining_units > 0) AS line"
-        " WHERE before_it <= $2 OR expires_ms <= $3 ORDER BY expires_ms, id",
-        account.id,
-        reach,
-        book.now_ms,
-    )
-    book.lots[account.id] = add_lots(book, rows)
+    line = add_lots(book, await tx.fetch(_LINE, account.id, reach, book.now_ms))
+    if limited and reach < NEVER:
+        every = {lot.id: lot for lot in line}
+        for only in {s.only for s in limited if s.only is not None}:
+            named = (only.lot_id, only.source, only.payer)
+            rows = await tx.fetch(_NAMED, account.id, reach, book.now_ms, *named)
+            every |= {lot.id: lot for lot in add_lots(book, rows)}
+        line = sorted(every.values(), key=lambda lot: (lot.expires_ms, lot.id))
+    book.lots[account.id] = line
     if due or disputed:
         await _load_open_holds(tx, book, account)
 
+
+# What is due expires before anything is taken from the lots behind it, so it does not count for how
+# far the fold gets.
+_BEFORE: Final = (
+    "sum(CASE WHEN expires_ms > $3 THEN remaining_units ELSE 0 END)"
+    " OVER (ORDER BY expires_ms, id) - remaining_units AS before_it"
+)
+_LIVE: Final = "account_id = $1 AND state = 'live' AND remaining_units > 0"
+_LINE: Final = (
+    f"SELECT {columns(LOT)} FROM (SELECT *, {_BEFORE} FROM lot WHERE {_LIVE}) AS line"  # noqa: S608
+    " WHERE before_it <= $2 OR expires_ms <= $3 ORDER BY expires_ms, id"
+)
+_NAMED: Final = (
+    f"SELECT {columns(LOT)} FROM (SELECT *, {_BEFORE} FROM lot WHERE {_LIVE}"  # noqa: S608
+    " AND id = coalesce($4, id) AND source = coalesce($5, source)"
+    " AND (CAST($6 AS TEXT) IS NULL OR payer = $6)) AS line WHERE before_it <= $2"
+)
 
 # By age: the old ones stand in open_hold, the young ones above the watermark. As one condition
 # with OR it would read every hold there ever was.

@@ -1,9 +1,9 @@
 """The ledger's tables. What each money column is for stands beside it.
 
 Append-only (a trigger says so): ``hold``, ``transfer``, ``segment``, ``mint_key``, ``refund``,
-``refund_part``, ``payout``, ``payout_end``, ``operator_action``, ``batch``. What else may change,
-changes only under the row's lock and guarded by ``ver`` (design: the lots are off the hot path, so
-a spend touches ``hold``, ``transfer`` and one ``account`` row).
+``refund_part``, ``payout``, ``payout_end``, ``operator_action``, ``batch``, ``hold_limit``. What
+else may change, changes only under the row's lock and guarded by ``ver`` (design: the lots are off
+the hot path, so a spend touches ``hold``, ``transfer`` and one ``account`` row).
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ hold = sa.Table(
     sa.Column("max_units", BIG, nullable=False),  # reserved: the most the call may cost
     sa.Column("at_ms", BIG, nullable=False),
     sa.Column("lease_ms", BIG, nullable=False),  # until when its owner has spoken for it
-    sa.Column("epoch", BIG, nullable=False),  # the account's epoch when it was taken
+    # The account's epoch when it was taken; -1: it stands on the lots of its hold_limit.
+    sa.Column("epoch", BIG, nullable=False),
     sa.Column("owner", BIG, nullable=False),  # the process that runs the call
     sa.Column("route", sa.Text, nullable=False),
     sa.Column("method", sa.Text, nullable=False),
@@ -202,6 +203,17 @@ lot = sa.Table(
         sqlite_where=sa.text("state = 'live' AND remaining_units > 0"),
         postgresql_where=sa.text("state = 'live' AND remaining_units > 0"),
     ),
+)
+
+# From which lots a hold may be taken, where it is not from all: those that are everything named
+# here. Its pins say from which it was.
+hold_limit = sa.Table(
+    "hold_limit",
+    metadata,
+    sa.Column("hold_id", Id, primary_key=True, autoincrement=False),
+    sa.Column("lot_id", BIG),
+    sa.Column("source", sa.Text),
+    sa.Column("payer", sa.Text),
 )
 
 segment = sa.Table(

@@ -29,6 +29,8 @@ class Lot:
     expires_ms: int
     minted: int
     remaining: int
+    source: str = ""
+    payer: str | None = None
     captured: int = 0  # less what was refunded
     expired: int = 0
     alive: bool = True
@@ -61,6 +63,12 @@ class Hold:
     def floating(self) -> int:
         """What is not pinned: it takes a lot only when it is captured."""
         return self.max - sum(units for _, units in self.pins)
+
+
+def _named(lot: Lot, only: tuple[int | None, str | None, str | None]) -> bool:
+    """Whether a lot is all that a hold asks of its lots."""
+    said = zip(only, (lot.name, lot.source, lot.payer), strict=True)
+    return all(wanted is None or wanted == has for wanted, has in said)
 
 
 @dataclass
@@ -138,11 +146,14 @@ class Model:
         amount: int,
         fact: tuple[str, str, int],
         expires_ms: int = FOR_EVER,
+        *,
+        source: str = "",
+        payer: str | None = None,
     ) -> tuple[object, ...]:
         if fact in self.facts:
             before = self.facts[fact]
             return ("minted before", before.name, before.account, before.minted)
-        lot = Lot(name, account, expires_ms, amount, amount)
+        lot = Lot(name, account, expires_ms, amount, amount, source, payer)
         self.lots.append(lot)
         self.facts[fact] = lot
         lot.remaining -= self._repay(lot, amount)
@@ -158,6 +169,7 @@ class Model:
         content: bytes,
         units: int,
         lease_ms: int,
+        only: tuple[int | None, str | None, str | None] = (None, None, None),
     ) -> tuple[object, ...]:
         principal, scheme, value, alias, payment = guard
         mine = self.by_value.get((account, principal, scheme, value))
@@ -174,6 +186,9 @@ class Model:
         if account in self.stopped or self.debt(account):
             return ("frozen", self.debt(account))
         available, _ = self.balance(account)
+        mine_only = [lot for lot in self.live(account) if _named(lot, only)]
+        if any(only):
+            available = min(available, sum(lot.remaining for lot in mine_only))
         if units > available:
             return ("short", available, units)
         hold = Hold(name, account, units, content, set(), self.now_ms + lease_ms)
@@ -182,6 +197,12 @@ class Model:
         for each in filter(None, (alias, payment)):
             self.by_alias[account, principal, each] = hold
             hold.aliases.add(each)
+        if any(only):  # it takes its lots now, and not when it is captured
+            for lot in mine_only:
+                part = min(lot.remaining, hold.floating)
+                if part:
+                    hold.pins.append((lot, part))
+                    lot.remaining -= part
         return ("held", hold.name, *self.balance(account))
 
     def close(

@@ -32,6 +32,7 @@ from gateway.ledger import (
     Mint,
     Minted,
     MintedBefore,
+    Only,
     Outcome,
     Repeated,
     Short,
@@ -55,7 +56,9 @@ MARGIN_MS = 1_000
 _KINDS = (
     *("hold", "close", "mint", "wait", "commit", "rehold", "reclose", "expire", "sweep", "renew"),
 )
-_WEIGHTS = (30, 26, 9, 8, 14, 7, 3, 3, 2, 2)
+_WEIGHTS = (30, 26, 9, 8, 14, 7, 3, 3, 4, 2)
+_SOURCES = ("x402", "grant")
+_PAYERS = (None, "0xa", "0xb")
 
 
 def make(seed: int, length: int) -> History:
@@ -77,7 +80,8 @@ def _entry(rng: random.Random, *, rare: bool) -> Entry:  # noqa: PLR0911  (a tab
             payment = f"pay{which}" if which < 60 else None
             names = (alias, payment)
             lease_ms = rng.choice((5, 100, 60_000))
-            return (kind, account, rng.choice((0, 1, 2, 3, 5, 8, 13, 30)), names, lease_ms)
+            only = _only(rng, which) if rng.random() < 0.25 else None
+            return (kind, account, rng.choice((0, 1, 2, 3, 5, 8, 13, 30)), names, lease_ms, only)
         case "close":
             return (kind, which, rng.choice((0, 0.2, 0.5, 0.8, 1, 1, 1)), rng.random() < 0.15)
         case "reclose":
@@ -86,7 +90,8 @@ def _entry(rng: random.Random, *, rare: bool) -> Entry:  # noqa: PLR0911  (a tab
             # 0 and below: it has expired before it could be minted
             ttl_ms = rng.choice((None, None, 3, 10, 10, 40, 200, 90_000, 0, -7))
             fact = None if rng.random() < 0.9 else which
-            return (kind, account, rng.choice((1, 4, 10, 25, 60)), ttl_ms, fact)
+            whose = (rng.choice(_SOURCES), rng.choice(_PAYERS))
+            return (kind, account, rng.choice((1, 4, 10, 25, 60)), ttl_ms, fact, whose)
         case "wait":
             return (kind, rng.choice((1, 2, 5, 10, 30, 100, 7_000, 20_000, 70_000)))
         case "rehold":
@@ -101,6 +106,14 @@ def _entry(rng: random.Random, *, rare: bool) -> Entry:  # noqa: PLR0911  (a tab
         case "refund" | "freeze" | "unfreeze" | "reverse" | "stop":
             return rare_entries.entry(rng, kind, account, which)
     return (kind,)
+
+
+def _only(rng: random.Random, which: int) -> tuple[int | None, str | None, str | None]:
+    """Which lots a hold may be taken from: the k-th newest, or a kind."""
+    if rng.random() < 0.5:
+        return (which % 7, None, None)
+    source = rng.choice((None, *_SOURCES))
+    return (None, source, rng.choice(_PAYERS) if source else _PAYERS[1])
 
 
 @dataclass
@@ -126,6 +139,7 @@ class Run:
     blocks: ids.IdBlocks = field(default_factory=ids.IdBlocks)
     steps: int = 0
     swept: int = 0
+    limited: int = 0  # holds that were taken from certain lots only
     seen: set[str] = field(default_factory=set)
 
     async def all(self, history: History) -> None:
@@ -140,10 +154,13 @@ class Run:
 
     async def _entry(self, entry: Entry) -> None:  # noqa: PLR0912  (a table)
         match entry:
-            case ("hold", account, units, names, lease_ms):
+            case ("hold", account, units, names, lease_ms, limit):
                 value = f"{self.accounts[0]}-{len(self.requests)}"
                 guard = Guard("0xp", "erc8128", value, *names)
-                step = Hold(self.accounts[account], guard, b"asked", units, lease_ms, CALL)
+                only = self._limit(account, limit)
+                step = Hold(
+                    self.accounts[account], guard, b"asked", units, lease_ms, CALL, only=only
+                )
                 self.requests.append(step)
                 self.batch.append(step)
             case ("rehold", which, change) if self.requests:
@@ -154,16 +171,14 @@ class Run:
                     self._close(running[which % len(running)], part, is_void)
             case ("reclose", which, part, is_void) if self.rows:
                 self._close(self.rows[which % len(self.rows)], part, is_void)
-            case ("mint", account, units, ttl_ms, which):
+            case ("mint", account, units, ttl_ms, which, (source, payer)):
                 expires_ms = FOR_EVER if ttl_ms is None else self.clock.now_ms + ttl_ms
                 fact = ("test", f"fact-{self.accounts[0]}", len(self.facts))
                 if which is not None and self.facts:
                     fact = self.facts[which % len(self.facts)]
                 self.facts.append(fact)
                 self.batch.append(
-                    Mint(
-                        self.accounts[account], units, *fact, source="grant", expires_ms=expires_ms
-                    )
+                    Mint(self.accounts[account], units, *fact, source, expires_ms, payer)
                 )
             case ("expire", account):
                 self.batch.append(Expire(self.accounts[account]))
@@ -191,6 +206,18 @@ class Run:
         if len(self.batch) == BATCH:
             await self._flush()
 
+    def _limit(
+        self, account: int, limit: tuple[int | None, str | None, str | None] | None
+    ) -> Only | None:
+        if limit is None:
+            return None
+        newest, source, payer = limit
+        if newest is None:
+            return Only(None, source, payer)
+        lots = self.model.of(self.accounts[account])
+        # One that is nobody's, if there are not so many yet.
+        return Only(lots[-1 - newest].name if newest < len(lots) else 1, source, payer)
+
     def _close(self, row: HoldRow, part: float, is_void: bool) -> None:
         units = 0 if is_void else int(row.max_units * part)
         self.batch.append(Close(row, units, "upstream_error" if is_void else None))
@@ -208,7 +235,7 @@ class Run:
             case "account":
                 at = (self.accounts.index(account) + 1) % ACCOUNTS
                 account = self.accounts[at]
-        return Hold(account, guard, content, step.max_units, step.lease_ms, step.call)
+        return replace(step, account_id=account, guard=guard, content=content)
 
     async def _flush(self) -> None:
         """Commit what has been collected and hold every outcome against the model's."""
@@ -259,6 +286,7 @@ class Run:
                     content=step.content,
                     units=step.max_units,
                     lease_ms=step.lease_ms,
+                    only=_told_of(step.only),
                 )
             case Close():
                 is_void = step.void_reason is not None
@@ -267,7 +295,13 @@ class Run:
                 fact = (step.network, step.ref, step.n)
                 name = outcome.lot_id if isinstance(outcome, Minted) else 0
                 return self.model.mint(
-                    name, step.account_id, step.amount_units, fact, step.expires_ms
+                    name,
+                    step.account_id,
+                    step.amount_units,
+                    fact,
+                    step.expires_ms,
+                    source=step.source,
+                    payer=step.payer,
                 )
             case Expire():
                 return self.model.look(step.account_id)
@@ -278,6 +312,7 @@ class Run:
         match outcome:
             case Held(hold, balance):
                 self.rows.append(hold)
+                self.limited += hold.epoch < 0
                 return ("held", hold.id, balance.available_units, balance.held_units)
             case Repeated(hold, close):
                 ended = None if close is None else (close.kind, close.amount_units)
@@ -368,6 +403,10 @@ class Run:
 
 class _Back(Exception):  # noqa: N818  (not an error: it rolls back)
     pass
+
+
+def _told_of(only: Only | None) -> tuple[int | None, str | None, str | None]:
+    return (None, None, None) if only is None else (only.lot_id, only.source, only.payer)
 
 
 async def _watermark(db: Database) -> int:

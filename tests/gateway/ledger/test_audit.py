@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gateway.db import Database
@@ -10,6 +12,7 @@ from gateway.ledger import (
     Expire,
     Freeze,
     FreezeAccount,
+    Only,
     PayOut,
     Refund,
     Reverse,
@@ -147,6 +150,14 @@ DISTURBED = {
     "UPDATE payment SET state = 'succeeded' WHERE id = 'going'": {"I6_payout_is_its_payment"},
     "UPDATE payment SET state = 'failed' WHERE id = 'paid'": {"I6_payout_is_its_payment"},
     "UPDATE payment SET amount_units = 6 WHERE id = 'paid'": {"I6_payout_is_its_payment"},
+    "DELETE FROM hold_limit": {"I8_limited_hold_is_of_its_lots"},
+    "UPDATE hold_limit SET hold_id = hold_id + 900000": {"I8_limited_hold_is_of_its_lots"},
+    "UPDATE hold_limit SET lot_id = lot_id + 1": {"I8_limited_hold_is_of_its_lots"},
+    "UPDATE hold_limit SET source = 'x402'": {"I8_limited_hold_is_of_its_lots"},
+    "UPDATE hold_limit SET payer = '0xa'": {"I8_limited_hold_is_of_its_lots"},
+    "UPDATE hold SET epoch = 0 WHERE epoch < 0": {"I8_limited_hold_is_of_its_lots"},
+    "UPDATE pin SET amount_units = amount_units - 1"
+    " WHERE hold_id IN (SELECT hold_id FROM hold_limit)": {"I8_limited_hold_is_of_its_lots"},
     "INSERT INTO transfer SELECT id + 900000, kind, debit, credit, amount_units, 424242, seq,"
     " prev_id, balance_units, pos, tape_units, ref, reason, at_ms FROM transfer"
     " WHERE kind = 'void'": {"I2_account_is_known"},
@@ -173,6 +184,7 @@ async def _books(db: Database) -> None:
     await held(db, hold(account, "open", 1), T0 + 101)
     await _disputed(db)
     await _paid_out(db)
+    await _limited(db)
     assert await faults(db) == []
 
 
@@ -216,6 +228,15 @@ async def _paid_out(db: Database) -> None:
             await one(db, EndPayOut(withheld.payout.id, ended), T0 + 101)
 
 
+async def _limited(db: Database) -> None:
+    """An account with a hold that stands on its lot, beside a lot it may not be taken from."""
+    account = await open_account(db, 4)
+    lot = await minted(db, mint(account, 5, "limited"), T0 + 101)
+    await minted(db, mint(account, 5, "not"), T0 + 101)
+    limited = replace(hold(account, "limited", 3), only=Only(lot, "grant", None))
+    await held(db, limited, T0 + 101)
+
+
 async def _unlock(db: Database) -> None:
     """Take the triggers away: what is not append-only any more is found by the audit."""
     async with db.write() as tx:
@@ -227,7 +248,7 @@ async def _unlock(db: Database) -> None:
         for table in (
             *("hold", "transfer", "segment", "mint_key"),
             *("refund", "refund_part", "operator_action", "batch"),
-            *("payout", "payout_end"),
+            *("payout", "payout_end", "hold_limit"),
         ):
             await tx.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
 

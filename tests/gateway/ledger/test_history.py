@@ -116,6 +116,7 @@ async def test_random_histories_are_as_the_model_says(
     assert set().union(*(run.seen for run in runs)) == OUTCOMES
     assert sum(run.steps for run in runs) > 100 * len(runs)
     assert sum(run.swept for run in runs) > 5
+    assert sum(run.limited for run in runs) > 2 * len(runs)
 
 
 if SOAK_S:  # the long form; TEST_SOAK_S is how many seconds for each database
