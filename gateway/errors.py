@@ -38,6 +38,7 @@ CODES: Final[dict[str, Code]] = {
     "idempotency_key_not_covered": Code(
         400, False, "Idempotency-Key is sent beside a signature that does not cover it"
     ),
+    "price_unknown": Code(400, False, "There is no price for what this request asks"),
     "ceiling_not_covered": Code(
         400, False, "Farebox-Max is sent beside a signature that does not cover it"
     ),

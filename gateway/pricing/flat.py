@@ -19,6 +19,8 @@ class Flat:
     _quote: Quote = field(init=False, repr=False, compare=False)
 
     needs_body = False
+    metered = False
+    reads = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.fixed_units <= MAX_UNITS:
@@ -38,8 +40,8 @@ class Flat:
     def quote(self, request: PriceRequest) -> Quote:
         return self._quote
 
-    def charge(self, quote: Quote, usage: Usage | None) -> int:
-        return quote.max_units
+    def charge(self, quote: Quote, usage: Usage | None) -> tuple[Line, ...]:
+        return self._quote.breakdown
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -1,35 +1,62 @@
 """Quotes and charges: the two questions every price rule answers.
 
 Before the upstream is called: the most this request can cost, and why (``quote``). Afterwards:
-what it did cost (``charge``), which is never less than nothing and never more than was quoted,
-whatever a rule or an upstream says. Amounts are units (micro-USD).
+what it did cost, and why (``charge``), which is never less than nothing and never more than was
+quoted, whatever a rule or an upstream says. Amounts are units (micro-USD).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 from gateway.money import MAX_UNITS
+
+BEYOND: Final = "beyond what was held"
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What the payer's plan still gives: its tier, and what is left of each consumable."""
+
+    tier: str
+    left: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class PriceRequest:
-    """What a rule may look at. ``body`` is None when it has not been read."""
+    """What a rule may look at.
+
+    ``path`` is decoded and below the route's mount. ``body`` is None when it has not been read:
+    then a quote is for the dearest body. ``allowance`` None: the payer has no plan.
+    """
 
     method: str
     path: bytes
     query: bytes | None
     content_type: bytes
     body: bytes | None
+    allowance: Allowance | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a breakdown: what for, and how many units."""
+    """One line of a breakdown: what for, how many of it at which rate, and how many units."""
 
     label: str
     units: int
+    count: int | None = None
+    rate: str = ""
+
+    def shown(self) -> dict[str, Any]:
+        """As JSON."""
+        told: dict[str, Any] = {"for": self.label, "units": self.units}
+        if self.count is not None:
+            told["count"] = self.count
+        if self.rate:
+            told["rate"] = self.rate
+        return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +69,20 @@ class Usage:
 
     counts: tuple[tuple[str, int], ...] = ()
     amount_units: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What has to be read of an answer before it can be charged.
+
+    ``places``: for each meter the places of an answer's JSON where its count may stand, the first
+    that holds one wins. ``events``: the meter that each event of a stream counts one for, until
+    the stream itself says better. ``meters``: every meter an upstream may state.
+    """
+
+    places: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
+    meters: frozenset[str]
+    events: str | None = None
 
 
 class PriceRule(Protocol):
@@ -63,11 +104,19 @@ class PriceRule(Protocol):
     def needs_body(self) -> bool:
         """Whether ``quote`` must see the body."""
 
+    @property
+    def metered(self) -> bool:
+        """Whether what an answer says can change the charge, for some request."""
+
+    @property
+    def reads(self) -> Reads | None:
+        """What to read of the answer to a request that this rule itself quoted; None: nothing."""
+
     def quote(self, request: PriceRequest) -> Quote:
         """The most this request can cost. Raises ``Problem`` if it cannot be priced."""
 
-    def charge(self, quote: Quote, usage: Usage | None) -> int:
-        """Units for this usage; None: nothing is known about it."""
+    def charge(self, quote: Quote, usage: Usage | None) -> tuple[Line, ...]:
+        """What this usage costs, no line below 0; None: nothing is known about it."""
 
     def describe(self) -> dict[str, Any]:
         """The terms as JSON, for price lists."""
@@ -81,6 +130,17 @@ class Quote:
     rule: PriceRule
     breakdown: tuple[Line, ...]
     price_version: str
+    exact: bool = field(default=True)
+    """Whether the call costs just this; else at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What one request cost. The lines add up to ``units``; ``beyond``: more had been used."""
+
+    units: int
+    breakdown: tuple[Line, ...]
+    beyond: bool = False
 
 
 def quote(rule: PriceRule, request: PriceRequest) -> Quote:
@@ -97,16 +157,21 @@ def quote(rule: PriceRule, request: PriceRequest) -> Quote:
     return made
 
 
-def charge(quoted: Quote, usage: Usage | None) -> int:
-    """What the request cost: between 0 and ``quoted.max_units``, always.
+def charge(quoted: Quote, usage: Usage | None, held_units: int | None = None) -> Charge:
+    """What the request cost: between 0 and what was quoted and held, always.
 
-    More than was quoted is cut to the quote, because that is what was held and what the caller
-    agreed to. A negative amount is a fault of the rule and raises ``RuntimeError``.
+    More than that is cut, with a line that says so, because no more was agreed. ``held_units``:
+    less may have been held than was quoted (an earlier offer held the price). A negative amount is
+    a fault of the rule and raises ``RuntimeError``.
     """
+    most = quoted.max_units if held_units is None else min(held_units, quoted.max_units)
     if usage is not None and usage.amount_units is not None:
-        units = usage.amount_units
+        lines: tuple[Line, ...] = (Line("stated by the upstream", usage.amount_units),)
     else:
-        units = quoted.rule.charge(quoted, usage)
-    if units < 0:
-        raise RuntimeError(f"price rule {quoted.rule.name} charged {units} units")
-    return min(units, quoted.max_units)
+        lines = quoted.rule.charge(quoted, usage)
+    if any(line.units < 0 for line in lines):
+        raise RuntimeError(f"price rule {quoted.rule.name} charged less than nothing")
+    units = sum(line.units for line in lines)
+    if units <= most:
+        return Charge(units, lines)
+    return Charge(most, (*lines, Line(BEYOND, most - units)), beyond=True)

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from gateway.forms import Price
+from gateway.pricing import by_params, metered, overage
 from gateway.pricing.flat import FREE, Flat
 from gateway.pricing.quote import PriceRule
 
@@ -25,9 +26,24 @@ def _free(price: Price) -> PriceRule:
     return Flat(0)
 
 
+def _by_params(price: Price) -> PriceRule:
+    return by_params.compile_by_params(price.options, compile_price)
+
+
+def _metered(price: Price) -> PriceRule:
+    return metered.compile_metered(price.options)
+
+
+def _overage(price: Price) -> PriceRule:
+    return overage.compile_overage(price.options)
+
+
 RULES: Final[dict[str, Callable[[Price], PriceRule]]] = {
     FREE: _free,
     "flat": _flat,
+    by_params.NAME: _by_params,
+    metered.NAME: _metered,
+    overage.NAME: _overage,
 }
 
 
