@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from gateway.db import Row, Tx
 from gateway.ledger.book import LotState
-from gateway.ledger.rows import HOLD, LOT, TRANSFER, columns, hold_row, transfer_row
-from gateway.ledger.steps import NEVER, Answer, HoldRow, TransferRow
+from gateway.ledger.rows import HOLD, LOT, TRANSFER, columns, hold_row, of_kind, transfer_row
+from gateway.ledger.steps import NEVER, Answer, HoldRow, Only, TransferRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,32 @@ async def lots(tx: Tx, account_id: int, limit: int) -> Sequence[LotState]:
     for lot in found:
         lot.remaining_units = left.get(lot.id, lot.remaining_units)
     return found
+
+
+async def left_of(tx: Tx, account_id: int, only: Only) -> int:
+    """How much of certain lots can be held now: a look, not yet a decision.
+
+    What is due to expire is still counted, and what open holds that float will take of it.
+    """
+    row = await tx.fetchrow(
+        "SELECT available, pos - folded AS unbooked FROM account WHERE id = $1", account_id
+    )
+    if row is None:
+        return 0
+    units: int = await tx.fetchval(
+        "SELECT coalesce(sum(CASE WHEN before_it >= $2 THEN remaining_units"  # noqa: S608
+        " WHEN before_it + remaining_units > $2 THEN before_it + remaining_units - $2"
+        " ELSE 0 END), 0) FROM (SELECT *, sum(remaining_units) OVER (ORDER BY expires_ms, id)"
+        " - remaining_units AS before_it FROM lot WHERE account_id = $1 AND state = 'live'"
+        f" AND remaining_units > 0) AS line WHERE {of_kind(3)}",
+        account_id,
+        row["unbooked"],
+        only.lot_id,
+        only.source,
+        only.payer,
+    )
+    available: int = row["available"]
+    return min(int(units), available)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,14 @@ def insert(table: str, names: Sequence[str]) -> str:
     return f"INSERT INTO {table} ({columns(names)}) VALUES ({marks})"  # noqa: S608
 
 
+def of_kind(first: int) -> str:
+    """The condition of ``Only`` on lots; its three parameters begin with ``$first``."""
+    return (
+        f"id = coalesce(${first}, id) AND source = coalesce(${first + 1}, source)"
+        f" AND (CAST(${first + 2} AS TEXT) IS NULL OR payer = ${first + 2})"
+    )
+
+
 SELECT_TRANSFERS: Final = f"SELECT {columns(TRANSFER)} FROM transfer WHERE id {{any}}"  # noqa: S608
 
 

@@ -24,6 +24,7 @@ from gateway.ledger.rows import (
     hold_row,
     load_pins,
     load_transfers,
+    of_kind,
 )
 from gateway.ledger.steps import NEVER, Close, Hold, HoldRow, Mint, Step
 
@@ -260,8 +261,7 @@ _LINE: Final = (
 )
 _NAMED: Final = (
     f"SELECT {columns(LOT)} FROM (SELECT *, {_BEFORE} FROM lot WHERE {_LIVE}"  # noqa: S608
-    " AND id = coalesce($4, id) AND source = coalesce($5, source)"
-    " AND (CAST($6 AS TEXT) IS NULL OR payer = $6)) AS line WHERE before_it <= $2"
+    f" AND {of_kind(4)}) AS line WHERE before_it <= $2"
 )
 
 # By age: the old ones stand in open_hold, the young ones above the watermark. As one condition

@@ -1,8 +1,10 @@
 """Credits before money: a payment for a call whose wallet has credits already spends those instead.
 
 A stock x402 client knows nothing of credits and signs a payment for every call. The signature is
-proof enough to spend that much of what the same wallet paid for over x402 before: nothing is
-broadcast, and the signature is never written anywhere. Which of the two an authorization is used
+proof enough to spend that much of what the same wallet paid for over x402 before, and of nothing
+else its account has: the hold is restricted to those lots, so it makes no difference what a card,
+a sponsor or an operator put there. Nothing is broadcast, and the signature is never written
+anywhere. Which of the two an authorization is used
 for is decided once, for ever and on every node, by its row in ``authorization_use``: inserted with
 ``credits`` in the transaction that takes the hold. The key of a mint is another one, so if somebody
 broadcasts the authorization all the same, its transfer becomes credits of its payer like any other.
@@ -11,7 +13,7 @@ broadcasts the authorization all the same, its transfer becomes credits of its p
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chain import transfers
 from chain.errors import ChainError
@@ -32,6 +34,11 @@ from wallet_auth.keys import recover
 CREDITS = "credits"  # authorization_use.decision
 SPARE_S = 60  # how far a client's clock may be ahead
 MakeHold = Callable[[int, int], ledger.Hold]
+
+
+def only(payer: str) -> ledger.Only:
+    """What a payment of this wallet may spend, being a weaker proof than a signed request."""
+    return ledger.Only(source="x402", payer=payer)
 
 
 class Decided(Problem):
@@ -172,11 +179,7 @@ async def _hold(
 
     async def work(tx: Tx) -> ledger.Outcome | None:
         now_ms = await tx.now_ms()
-        # Under the account's lock, so that no lot comes or goes between the look and the hold.
-        await tx.fetchrow(f"SELECT id FROM account WHERE id = $1{tx.for_update}", account_id)  # noqa: S608
-        if not await _all_own(tx, account_id, order.auth.from_):
-            return None
-        step = make_hold(account_id, order.price_units)
+        step = replace(make_hold(account_id, order.price_units), only=only(order.auth.from_))
         (outcome,) = await ledger.apply(tx, [step], now_ms)
         if isinstance(outcome, ledger.Short | ledger.Frozen):
             return None
@@ -195,26 +198,4 @@ async def _own_credits(tx: Tx, payer: str) -> tuple[int | None, int]:
     seen = None if account_id is None else await read.account(tx, account_id)
     if account_id is None or seen is None or seen.frozen or seen.debt_units:
         return account_id, 0
-    return account_id, seen.available_units if await _all_own(tx, account_id, payer) else 0
-
-
-async def _all_own(tx: Tx, account_id: int, payer: str) -> bool:
-    """Whether every credit of the account was paid for by this wallet over x402.
-
-    A payment is a weaker proof than a signed request: it never spends what a card, a sponsor or an
-    operator put there. The ledger spends what expires first, so one such lot is enough to refuse.
-    What is spent and not booked on its lot yet is taken off first.
-    """
-    unbooked: int = await tx.fetchval("SELECT pos - folded FROM account WHERE id = $1", account_id)
-    rows = await tx.fetch(
-        "SELECT source, payer, remaining_units FROM lot WHERE account_id = $1"
-        " AND state = 'live' AND remaining_units > 0 ORDER BY expires_ms, id",
-        account_id,
-    )
-    for row in rows:
-        spent = min(unbooked, row["remaining_units"])
-        unbooked -= spent
-        own = row["source"] == "x402" and row["payer"] == payer
-        if row["remaining_units"] > spent and not own:
-            return False
-    return True
+    return account_id, await read.left_of(tx, account_id, only(payer))

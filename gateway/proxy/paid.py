@@ -11,6 +11,7 @@ a ``retry_safe`` route whose gateway died in the middle: there the same request 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from chain.errors import ChainError
@@ -361,6 +362,7 @@ async def _take_spent(  # noqa: PLR0917  (one caller)
     if isinstance(outcome, ledger.Repeated) and not known:
         return await replies.receipt_of_credits(node, outcome.hold, receipt)
     step = hold(spent.account_id, spent.price_units)
+    step = replace(step, only=from_credits.only(spent.payer))  # if it has to run again
     return await _settle_hold(node, request, price, caller, step, outcome, receipt)
 
 

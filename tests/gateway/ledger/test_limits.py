@@ -126,8 +126,13 @@ async def test_what_is_promised_to_others_is_not_held_again(db: Database) -> Non
 async def test_what_was_spent_before_and_not_booked_is_not_there(db: Database) -> None:
     account = await open_account(db)
     lot = await minted(db, mint(account, 5, "a"))
-    await minted(db, mint(account, 5, "b"))
+    other = await minted(db, mint(account, 5, "b"))
     await one(db, capture(await held(db, hold(account, "other", 4)), 4))
+    async with db.read() as tx:
+        assert [await read.left_of(tx, account, Only(lot)) for lot in (lot, other, 77)] == [1, 5, 0]
+        assert await read.left_of(tx, account, Only(source="grant")) == 6
+        assert await read.left_of(tx, account, Only(payer="0xa")) == 0
+        assert await read.left_of(tx, 999, Only()) == 0
     assert await scalar(db, "SELECT remaining_units FROM lot WHERE id = $1", lot) == 5
     assert await one(db, of(Only(lot_id=lot), account, "much", 2)) == Short(1, 2)
     # A refusal changes nothing, not even by booking what had been spent.

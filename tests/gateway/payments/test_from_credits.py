@@ -43,13 +43,20 @@ class Shop:
     rails: Rails
     account_id: int
 
-    async def mint(self, units: int, **change: Any) -> None:
+    async def mint(self, units: int, **change: Any) -> int:
         lot = ledger.Mint(
             self.account_id, units, "test", str(time.monotonic_ns()), 0, "x402",
             payer=PAYER.address,
         )  # fmt: skip
         async with self.rails.db.write() as tx:
-            await ledger.apply(tx, [replace(lot, **change)], await tx.now_ms())
+            (made,) = await ledger.apply(tx, [replace(lot, **change)], await tx.now_ms())
+        assert isinstance(made, ledger.Minted)
+        return made.lot_id
+
+    async def left(self) -> dict[int, int]:
+        """What is left of each lot."""
+        async with self.rails.db.read() as tx:
+            return {lot.id: lot.remaining_units for lot in await read.lots(tx, self.account_id, 9)}
 
     def hold(self, account_id: int, units: int) -> ledger.Hold:
         nonce = str(time.monotonic_ns())
@@ -206,28 +213,31 @@ async def test_only_what_this_wallet_paid_for(
 ) -> None:
     await shop.mint(units, **change)
     assert await shop.take(pay()) is None
-    if change:  # one foreign lot is enough: what expires first is spent first
-        await shop.mint(8_000)
-        assert await shop.take(pay()) is None
     assert await shop.uses() == []
 
 
-async def test_a_foreign_lot_that_is_used_up_does_not_matter(shop: Shop) -> None:
+@pytest.mark.parametrize("soon", [True, False], ids=["expires first", "expires last"])
+@pytest.mark.parametrize(
+    "change",
+    [{"source": "card", "payer": None}, {"payer": OTHER.address}, {"source": "deposit"}],
+    ids=["card", "sponsored", "sent"],
+)
+async def test_nobody_turns_it_off_or_on_for_a_wallet_by_giving_it_something(
+    shop: Shop, change: dict[str, Any], soon: bool
+) -> None:
+    """What others put into an account is not spent by its payments, and does not stop them."""
     later_ms = int(time.time() * 1000) + 86_400_000
-    await shop.mint(5_000, source="stripe", payer=None, expires_ms=later_ms)
-    await shop.mint(8_000)
-
-    async def spend(units: int) -> None:
-        async with shop.rails.db.write() as tx:
-            now_ms = await tx.now_ms()
-            (held,) = await ledger.apply(tx, [shop.hold(shop.account_id, units)], now_ms)
-            assert isinstance(held, ledger.Held)
-            await ledger.apply(tx, [ledger.Close(held.hold, units)], now_ms)
-
-    await spend(4_999)
+    gift = await shop.mint(50_000, **change, expires_ms=later_ms if soon else ledger.NEVER)
     assert await shop.take(pay()) is None
-    await spend(1)
-    assert await shop.take(pay()) is not None
+    own = await shop.mint(3 * PRICE + 1, expires_ms=ledger.NEVER if soon else later_ms)
+    for left in (2 * PRICE + 1, PRICE + 1, 1):
+        spent = await shop.take(pay())
+        assert spent is not None and isinstance(spent.outcome, ledger.Held)
+        async with shop.rails.db.write() as tx:
+            await ledger.apply(tx, [ledger.Close(spent.outcome.hold, PRICE)], await tx.now_ms())
+        assert await shop.left() == {own: left, gift: 50_000}
+    assert await shop.take(pay()) is None
+    assert await shop.balance() == (50_001, 0)
 
 
 async def test_a_wallet_without_an_account_or_stopped(shop: Shop) -> None:
@@ -321,21 +331,24 @@ async def test_what_a_settlement_claims_first_is_not_held(
     assert await shop.uses() == [("settle", "pay_1")]
 
 
-async def test_credits_of_another_source_that_come_in_between_are_not_spent(
+async def test_what_is_spent_in_between_is_not_taken_from_others_credits(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A card payment is minted between our look and our hold, and would be spent first."""
+    """Between our look and our hold a card payment is minted, and the wallet's own lot is used."""
     await shop.mint(8_000)
     truly = from_credits._hold
 
     async def late(*arguments: Any) -> Any:
         later_ms = int(time.time() * 1000) + 86_400_000
         await shop.mint(5_000, source="stripe", payer=None, expires_ms=later_ms)
+        own = replace(shop.hold(shop.account_id, 8_000), only=from_credits.only(PAYER.address))
+        async with shop.rails.db.write() as tx:
+            await ledger.apply(tx, [own], await tx.now_ms())
         return await truly(*arguments)
 
     monkeypatch.setattr(from_credits, "_hold", late)
     assert await shop.take(pay()) is None
-    assert await shop.balance() == (13_000, 0)
+    assert await shop.balance() == (5_000, 8_000)
     assert await shop.uses() == []
 
 
