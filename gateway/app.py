@@ -202,12 +202,13 @@ class _Front:
         self._own = own
 
     async def __call__(self, scope: Scope, receive: Receive, send: Outgoing) -> None:
-        target = from_scope(scope)
+        url = base = self._node.settings.server.public_url
         try:
+            target = from_scope(scope)
+            url += target.raw.decode("ascii")
             await self._answer(scope, target, receive, send)
         except Problem as problem:
-            base = self._node.settings.server.public_url
-            advice.complete(problem, scope["method"], base + target.raw.decode("ascii"), base)
+            advice.complete(problem, scope["method"], url, base)
             raise
 
     async def _answer(self, scope: Scope, target: Target, receive: Receive, send: Outgoing) -> None:

@@ -134,13 +134,50 @@ CODES: Final[dict[str, Code]] = {
 }
 
 
+DO: Final = {
+    "repeat": "send the very same bytes again, after `after_s` seconds",
+    "sign": "send the same request, signed anew with a nonce that was not used before",
+    "pay": "send the same request with a payment for one of the offers of this answer",
+    "buy": "send the request that is written out, pay for it, then send yours again",
+    "read": "send the request that is written out, and read what it says",
+    "change": "put right what the detail names; the request as it was will not be accepted",
+    "decide": "it can be done, but only the caller can know whether it should",
+}
+"""What a next action is, in a word that programs follow. Whoever finds neither repeat nor sign nor
+pay among them stops and tells the reason."""
+
+
 @dataclass(frozen=True, slots=True)
 class NextAction:
-    """One thing the caller can do now: a request it can make, and what to send with it."""
+    """One thing the caller can do now: a request it can make, and what to send with it.
+
+    ``do`` is a word of ``DO``, ``send`` the same for people and models. ``body`` and ``headers``
+    are templates: what stands in ``<…>`` is to be filled in.
+    """
 
     method: str
     url: str
     send: str
+    do: str = "change"
+    headers: Mapping[str, str] | None = None
+    body: Mapping[str, Any] | None = None
+    after_s: int | None = None
+
+    def told(self) -> dict[str, Any]:
+        """As answers show it: no members without a value."""
+        shown: dict[str, Any] = {
+            "do": self.do,
+            "method": self.method,
+            "url": self.url,
+            "send": self.send,
+        }
+        if self.headers is not None:
+            shown["headers"] = dict(self.headers)
+        if self.body is not None:
+            shown["body"] = dict(self.body)
+        if self.after_s is not None:
+            shown["after_s"] = self.after_s
+        return shown
 
 
 class Problem(Exception):  # noqa: N818  (RFC 9457's own word)
@@ -179,8 +216,6 @@ class Problem(Exception):  # noqa: N818  (RFC 9457's own word)
             "code": self.code,
             "retryable": self.meaning.retryable,
             "request_id": request_id,
-            "next_actions": [
-                {"method": a.method, "url": a.url, "send": a.send} for a in self.next_actions
-            ],
+            "next_actions": [action.told() for action in self.next_actions],
             **self.members,
         }

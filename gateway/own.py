@@ -20,6 +20,7 @@ from gateway.limits import Client, Standing, client_of
 from gateway.middleware import read_body
 from gateway.money import format_credits
 from gateway.node import Node
+from gateway.proxy.advice import SIGN
 from gateway.proxy.identity import Caller, auth_problem, identify
 from gateway.proxy.target import Target, from_scope
 from wallet_auth import AuthError, check_body, siwx
@@ -128,6 +129,8 @@ async def bound_caller(request: Request, body: bytes) -> tuple[Caller, int | Non
                     node.settings.server.public_url + from_scope(request.scope).raw.decode("ascii"),
                     "the same request with Signature-Input and Signature (ERC-8128), covering "
                     "@authority, @method, @path, and content-digest if there is a body",
+                    "sign",
+                    SIGN,
                 )
             ],
         )

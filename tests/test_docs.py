@@ -78,7 +78,9 @@ def test_decisions_are_numbered_from_one_without_a_gap() -> None:
 
 # What else is named like a code: members of requests and answers, and a setting.
 MEMBERS = {
+    "after_s",
     "next_actions",
+    "now_s",
     "min_onchain",
     "wallet_address",
     "next_cursor",

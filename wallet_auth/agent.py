@@ -9,6 +9,7 @@ The only file of this package with a clock, randomness and HTTP. What a request 
                         └► 402 with PAYMENT-REQUIRED, an offer under the caps
                              ─► the same request, signed anew, with PAYMENT-SIGNATURE ─► the answer
                              └► settlement pending ─► the very same bytes again, a few times
+                        └► a refusal that names a cure ─► repeated, or signed anew, a few times
 
 **The paid request is signed too**, by the same wallet and under a request id of its own: credits
 always go to the payer, and a bound identity beside the payment makes the answer readable to this
@@ -34,7 +35,7 @@ import anyio
 import httpx
 from coincurve import PrivateKey
 
-from wallet_auth import keys, offers
+from wallet_auth import keys, offers, recovery
 from wallet_auth.offers import TOKENS, Payment, Token, usd_units
 from wallet_auth.signing import sign_request
 
@@ -44,11 +45,14 @@ PENDING_TRIES: Final = 6
 PENDING_DELAY_S: Final = 2
 MAX_DELAY_S: Final = 10
 """Six tries of at most ten seconds: all inside the window of the signature they repeat."""
+SIGN_TRIES: Final = 2
+"""How often a request is signed anew because its refusal asks for that (``recovery``)."""
 _WINDOW_S: Final = 120
 _DEFAULT_CHAIN: Final = 8453
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
-"""``(kind, facts)``; kinds: signed, paying, paid, pending, refused, declined. No secrets in it."""
+"""``(kind, facts)``; kinds: signed, paying, paid, pending, refused, declined, recovering. No
+secrets in it."""
 
 if TYPE_CHECKING:
     _Auth = httpx.Auth
@@ -119,6 +123,10 @@ class WalletAuth(_Auth):
     A request that already has a ``PAYMENT-SIGNATURE`` is signed and not paid for again. Bodies
     are read into memory: they are signed, and sent again with a payment. Leave redirects off:
     a signature is bound to its address and fails elsewhere.
+
+    Refusals that name a cure which needs nobody's judgement (``recovery``) are cured: the request
+    is repeated after the time they say, or signed anew, with a clock set right if that was the
+    reason. ``recover=False`` leaves them to the caller.
     """
 
     requires_request_body = True
@@ -133,7 +141,10 @@ class WalletAuth(_Auth):
         tokens: Mapping[str, Sequence[Token]] = TOKENS,
         chain_id: int | None = None,
         on_event: OnEvent | None = None,
+        recover: bool = True,
     ) -> None:
+        self._recover = recover
+        self._skew_s = 0
         self._key = keys.private_key(private_key)
         self._cap_units = usd_units(max_usd_per_payment)
         self._total_units = None if max_total_usd is None else usd_units(max_total_usd)
@@ -166,6 +177,8 @@ class WalletAuth(_Auth):
                 answer = None
             else:
                 answer = yield step
+                if answer.status_code >= 400:
+                    answer.read()
             try:
                 step = flow.send(answer)
             except StopIteration:
@@ -184,6 +197,8 @@ class WalletAuth(_Auth):
                 answer = None
             else:
                 answer = yield step
+                if answer.status_code >= 400:
+                    await answer.aread()
             try:
                 step = flow.send(answer)
             except StopIteration:
@@ -195,15 +210,16 @@ class WalletAuth(_Auth):
         """The steps without I/O: a request is to be sent, a number is seconds to wait."""
         given = request.headers.copy()
         self._sign(request, {})
-        response = yield request
+        response = yield from self._cured(request, given, {})
         if "payment-signature" in given:
             return
         payment = self._answer(response)
         if payment is None:
             return
-        request.headers = given
-        self._sign(request, {"PAYMENT-SIGNATURE": payment.header})
-        response = yield request
+        paid = {"PAYMENT-SIGNATURE": payment.header}
+        request.headers = given.copy()
+        self._sign(request, paid)
+        response = yield from self._cured(request, given, paid)
         for _ in range(PENDING_TRIES):
             delay_s = _pending_delay(response)
             if delay_s is None:
@@ -212,6 +228,39 @@ class WalletAuth(_Auth):
             yield delay_s
             response = yield request
         self._report(payment, response)
+
+    def _cured(
+        self, request: httpx.Request, given: httpx.Headers, paid: Mapping[str, str]
+    ) -> Generator[httpx.Request | int, httpx.Response | None, httpx.Response | None]:
+        """Send a signed request; as long as its refusal names a cure, take that."""
+        repeats, signatures = PENDING_TRIES, SIGN_TRIES
+        while True:
+            response = yield request
+            step = self._cure(request, response)
+            if step is None or (signatures if step.do == "sign" else repeats) == 0:
+                return response
+            self._tell("recovering", code=step.code, do=step.do)
+            if step.do == "repeat":
+                repeats -= 1
+                yield min(step.after_s, MAX_DELAY_S)
+                continue
+            signatures -= 1
+            if step.now_s is not None:
+                self._skew_s = recovery.skew_s(step.now_s, int(time.time()))
+            request.headers = given.copy()
+            # A payment that belongs to another request is not shown again: it would be refused
+            # again, and the credits it bought are there to be spent.
+            self._sign(request, {} if step.code == "payment_already_used" else paid)
+
+    def _cure(
+        self, request: httpx.Request, response: httpx.Response | None
+    ) -> recovery.Advice | None:
+        if not self._recover or response is None or response.status_code < 400:
+            return None
+        if response.status_code == 402:  # paying has rules of its own
+            return None
+        kind = response.headers.get("content-type", "")
+        return recovery.advice_of(kind, response.content, request.method, str(request.url))
 
     def _sign(self, request: httpx.Request, extra: Mapping[str, str]) -> None:
         request.headers.update(extra)
@@ -224,7 +273,7 @@ class WalletAuth(_Auth):
             f"{request.url.scheme}://{authority}{target}",
             [(n.decode("ascii"), v.decode("latin-1")) for n, v in request.headers.raw],
             request.content,
-            now_s=int(time.time()),
+            now_s=int(time.time()) + self._skew_s,
             nonce=request_id,
             window_s=_WINDOW_S,
             chain_id=self._chain_id,

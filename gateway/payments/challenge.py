@@ -9,7 +9,7 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from json import dumps, loads
-from typing import Any
+from typing import Any, Final
 
 from gateway.errors import NextAction, Problem
 from gateway.money import format_credits, format_usd
@@ -95,7 +95,9 @@ def for_credits(
         "the same JSON with that payment as the object paymentPayload beside it: no header field "
         "is needed, and the offers of x402 v2 are in payment_required too"
     )
-    problem.next_actions = (with_header, NextAction("POST", with_header.url, in_body))
+    payload = {"paymentPayload": "<the signed payment>"}
+    by_body = NextAction("POST", with_header.url, in_body, with_header.do, body=payload)
+    problem.next_actions = (with_header, by_body)
     return problem
 
 
@@ -140,7 +142,7 @@ def _challenge(  # noqa: PLR0917  (one call site each, all parts of one answer)
         members = {**refusal.members, **members}
     problem.members.update(members)
     problem.headers["PAYMENT-REQUIRED"] = b64encode(required.encode()).decode()
-    problem.next_actions = _next(settings, asked)
+    problem.next_actions = _next(settings, asked, refusal)
     return problem
 
 
@@ -161,19 +163,30 @@ def _ways(settings: Settings, terms: Sequence[offers.Terms]) -> dict[str, Any]:
     return ways
 
 
-def _next(settings: Settings, asked: offers.Asked) -> tuple[NextAction, ...]:
+# Another payment of the same wallet would be refused for the same reason.
+_FOR_NOW: Final = frozenset(("insufficient_funds", "payer_blocked", "asset_paused"))
+
+
+def _next(
+    settings: Settings, asked: offers.Asked, refusal: Problem | None
+) -> tuple[NextAction, ...]:
     base = settings.server.public_url
     url = base + asked.target.decode("ascii")
+    do = "decide" if refusal is not None and refusal.code in _FOR_NOW else "pay"
     return (
         NextAction(
             asked.method,
             url,
             "the same request with PAYMENT-SIGNATURE: a signed payment for one of the offers in "
             "PAYMENT-REQUIRED (x402 v2), or X-PAYMENT for the one in this body (v1)",
+            do,
+            {"PAYMENT-SIGNATURE": "<base64 of the signed payment>"},
         ),
         NextAction(
             "POST",
             f"{base}/farebox/v1/credits/purchase",
             'buy credits first: {"amount_usd": "1"}, then sign this request (ERC-8128)',
+            "buy",
+            body={"amount_usd": "1"},
         ),
     )

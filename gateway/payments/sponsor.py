@@ -121,5 +121,6 @@ def next_actions(settings: Settings) -> list[NextAction]:
             "POST",
             f"{settings.server.public_url}/farebox/v1/credits/purchase",
             "the same body with payer_signature: the signature of `message`",
+            body={"payer_signature": "<the payer's signature of message>"},
         )
     ]

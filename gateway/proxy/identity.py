@@ -16,6 +16,7 @@ from gateway.limits import UNKNOWN, Client
 from gateway.node import Node, unavailable
 from gateway.payments.identifier import alias_of
 from gateway.payments.wire import PAYMENT_HEADERS, Presented, decode, payment_header
+from gateway.proxy.advice import SIGN
 from gateway.proxy.headers import is_our_key
 from gateway.proxy.siwx import prove
 from gateway.proxy.target import Target
@@ -23,6 +24,8 @@ from wallet_auth import AuthError, Call, SignedRequest, Signer, siwx, verify
 from wallet_auth.keys import ERC1271_YES
 
 Headers = Sequence[tuple[bytes, bytes]]
+# A clock that is wrong cannot be seen from the inside.
+_CLOCKS: Final = frozenset(("signature_expired", "signature_not_yet_valid"))
 _ACCEPT_SIGNATURE = (
     'eth=("@authority" "@method" "@path" "@query" "content-digest");created;expires;nonce;keyid'
 )
@@ -174,9 +177,13 @@ def auth_problem(node: Node, method: str, target: Target, error: AuthError) -> P
                 node.settings.server.public_url + target.raw.decode("ascii"),
                 "the same request signed anew (ERC-8128) with a fresh nonce, covering @authority, "
                 "@method, @path, @query if there is one, and content-digest if there is a body",
+                "sign",
+                SIGN,
             )
         ],
     )
+    if error.code in _CLOCKS:
+        problem.members["now_s"] = node.now_s()
     if problem.status == 401:
         problem.headers["WWW-Authenticate"] = 'Signature realm="farebox"'
         problem.headers["Accept-Signature"] = _ACCEPT_SIGNATURE

@@ -156,6 +156,7 @@ def pending(node: Node, payment: Payment, *, status: int | None = None) -> Probl
                 "GET",
                 f"{node.settings.server.public_url}/farebox/v1/payments/{payment.id}",
                 "nothing: the state of the payment",
+                "read",
             )
         ],
         status=status,

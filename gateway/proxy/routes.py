@@ -23,6 +23,7 @@ from gateway.own import (
     table_of,
     time_of,
 )
+from gateway.proxy.advice import SIGN
 from gateway.proxy.audited import audited
 from gateway.proxy.replies import receipt_of_call
 from gateway.proxy.runs import NAME
@@ -156,7 +157,7 @@ async def run_total(request: Request) -> Response:
 def _nothing(node: Node, words: str) -> Problem:
     url = node.settings.server.public_url + _LIST
     send = "nothing, signed by the wallet that made the call: the calls of its account"
-    return Problem("not_found", words, next_actions=[NextAction("GET", url, send)])
+    return Problem("not_found", words, next_actions=[NextAction("GET", url, send, "read", SIGN)])
 
 
 ROUTES = [

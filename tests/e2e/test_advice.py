@@ -9,6 +9,7 @@ import time
 
 import httpx
 
+from gateway.errors import DO
 from tests.e2e.stage import Gateway
 from tests.e2e.wallet import Wallet, buy, new_wallet, offers
 
@@ -21,7 +22,8 @@ def told(answer: httpx.Response, code: str) -> list[dict[str, str]]:
     actions: list[dict[str, str]] = body["next_actions"]
     assert actions, code
     for action in actions:
-        assert action.keys() == {"method", "url", "send"} and all(action.values()), action
+        assert {"do", "method", "url", "send"} <= action.keys(), action
+        assert action["do"] in DO and all(action.values()), action
         assert action["url"].startswith("http://127.0.0.1:"), action
     return actions
 

@@ -47,7 +47,10 @@ async def test_a_problem_is_answered(parser: str, code: str) -> None:
         "why",
         headers={"Retry-After": "3", "WWW-Authenticate": "Bearer"},
         members={"credits": {"shortfall": "1"}},
-        next_actions=[NextAction("POST", "/x", "this")],
+        next_actions=[
+            NextAction("POST", "/x", "this"),
+            NextAction("GET", "/y", "that", "repeat", {"A": "<a>"}, {"b": "<b>"}, 3),
+        ],
     )
     async with serving(edge(raising(problem)), parser) as port:
         answer = await talk(port, GET)
@@ -61,7 +64,18 @@ async def test_a_problem_is_answered(parser: str, code: str) -> None:
     said = json.loads(body_of(answer))
     assert (said["code"], said["detail"], said["status"]) == (code, "why", CODES[code].status)
     assert said["credits"] == {"shortfall": "1"} and len(said["request_id"]) == 16
-    assert said["next_actions"] == [{"method": "POST", "url": "/x", "send": "this"}]
+    assert said["next_actions"] == [
+        {"do": "change", "method": "POST", "url": "/x", "send": "this"},
+        {
+            "do": "repeat",
+            "method": "GET",
+            "url": "/y",
+            "send": "that",
+            "headers": {"A": "<a>"},
+            "body": {"b": "<b>"},
+            "after_s": 3,
+        },
+    ]
     assert status_of(head_answer) == CODES[code].status
     assert body_of(head_answer) == b""
 
