@@ -29,6 +29,7 @@ _SAME: Final = {
         "change",
         "the same request with one identity and at most one payment",
     ),
+    "price_unknown": ("change", "the same request with one of the values the answer lists"),
     "invalid_amount": ("change", "the same request for an amount that is sold"),
     "api_key_required": ("change", "the same request with Authorization: Bearer and the API key"),
     "identity_unsupported": ("sign", "the same request signed by a wallet (ERC-8128) instead"),
