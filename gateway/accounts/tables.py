@@ -15,6 +15,8 @@ wallet = sa.Table(
     sa.Column("chain", sa.Text, primary_key=True),
     sa.Column("account_id", Id, nullable=False, index=True),
     sa.Column("linked_at_ms", sa.BigInteger(), nullable=False),
+    # 1: it once allowed its weaker signatures (/api/external) to spend all its credits.
+    sa.Column("external_all", sa.BigInteger, nullable=False, server_default="0"),
 )
 
 # What a bare payment may be given to spend the rest of its credits with (proofs, section 1).

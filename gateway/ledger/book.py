@@ -155,7 +155,11 @@ class Book:
 
     new_holds: list[HoldRow] = field(default_factory=list)
     # Which lots a hold may be taken from: hold, lot, source, payer.
-    new_limits: list[tuple[int, int | None, str | None, str | None]] = field(default_factory=list)
+    new_limits: list[tuple[int, int | None, str | None, str | None, str | None]] = field(
+        default_factory=list
+    )
+    # What the holds of a session have taken, those of this book included.
+    sessions: dict[str, int] = field(default_factory=dict)
     new_aliases: list[tuple[AliasKey, int]] = field(default_factory=list)
     new_transfers: list[TransferRow] = field(default_factory=list)
     new_segments: list[Segment] = field(default_factory=list)

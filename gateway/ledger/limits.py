@@ -11,16 +11,22 @@ Its row has no epoch (``PINNED``): whatever the account's is, its close looks fo
 from __future__ import annotations
 
 from gateway.ledger.book import AccountState, Book, LotState, PinState
-from gateway.ledger.steps import HoldRow, Only, Short
+from gateway.ledger.steps import Capped, HoldRow, Only, Short
 
 Part = tuple[LotState, int]
 
 
-def choose(book: Book, account: AccountState, only: Only, units: int) -> list[Part] | Short:
+def choose(
+    book: Book, account: AccountState, only: Only, units: int
+) -> list[Part] | Short | Capped:
     """Of which lots ``units`` would be held, the first to expire first. Changes nothing.
 
     Also at most what is available: open holds that float may need the rest of these lots.
     """
+    if only.session is not None:
+        more = max(only.most_units - book.sessions[only.session], 0)
+        if units > more:
+            return Capped(more, units)
     unbooked, left = account.pos - account.folded, 0
     found: list[Part] = []
     for lot in book.lots[account.id]:
@@ -56,4 +62,6 @@ def pin(book: Book, account: AccountState, row: HoldRow, only: Only, parts: list
         account.pinned += units
         pins = book.pins.setdefault(row.id, [])
         pins.append(PinState(row.id, lot.id, units, None, lot.expires_ms, new=True))
-    book.new_limits.append((row.id, only.lot_id, only.source, only.payer))
+    if only.session is not None:
+        book.sessions[only.session] += row.max_units
+    book.new_limits.append((row.id, only.lot_id, only.source, only.payer, only.session))

@@ -18,6 +18,7 @@ from gateway.ledger.steps import (
     AccountIs,
     AlreadyClosed,
     Balance,
+    Capped,
     Close,
     Closed,
     CloseOutcome,
@@ -91,7 +92,7 @@ def hold(book: Book, step: Hold) -> HoldOutcome:
     parts: list[limits.Part] | None = None
     if step.only is not None:
         found = limits.choose(book, account, step.only, units)
-        if isinstance(found, Short):
+        if isinstance(found, Short | Capped):
             return found
         parts = found
     elif account.available < units:

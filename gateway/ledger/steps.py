@@ -66,12 +66,15 @@ class Only:
     """Which lots a hold may be taken from: those that are all that is named here.
 
     For proofs that are worth less than the whole account: one lot, what was bought in one way
-    (``source``), what one wallet paid for (``payer``).
+    (``source``), what one wallet paid for (``payer``). With a ``session``, all holds that name it
+    may hold and capture ``most_units`` together.
     """
 
     lot_id: int | None = None
     source: str | None = None
     payer: str | None = None
+    session: str | None = None
+    most_units: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +290,14 @@ class Short:
 
 
 @dataclass(frozen=True, slots=True)
+class Capped:
+    """Refused: the session of its proof may spend only so much more. Nothing was stored."""
+
+    left_units: int
+    needed_units: int
+
+
+@dataclass(frozen=True, slots=True)
 class Frozen:
     """Refused: the account is frozen or in debt. Nothing was stored."""
 
@@ -396,7 +407,7 @@ class AccountIs:
     changed: bool
 
 
-HoldOutcome = Held | Repeated | Conflict | Short | Frozen
+HoldOutcome = Held | Repeated | Conflict | Short | Capped | Frozen
 CloseOutcome = Closed | AlreadyClosed | StillLeased
 MintOutcome = Minted | MintedBefore
 RefundOutcome = Refunded | RefundedBefore | RefundConflict | NotRefundable

@@ -99,6 +99,9 @@ async def load(tx: Tx, steps: Sequence[Step], now_ms: int) -> Book:
         await rare.load(tx, book, steps)
     minted = {s.account_id for s in mints}
     limited = {s.account_id for s in holds if s.only is not None}
+    sessions = {s.only.session for s in holds if s.only is not None}
+    for session in filter(None, sessions):
+        book.sessions[session] = await tx.fetchval(_OF_SESSION, session)
     pinned = {s.hold.account_id for s in closes if s.hold.id in book.pins} if book.pins else set()
     whole = book.rare.whole if book.rare is not None else set()
     for account in book.accounts.values():
@@ -238,8 +241,8 @@ async def _load_lots(tx: Tx, book: Book, account: AccountState, steps: Sequence[
     line = add_lots(book, await tx.fetch(_LINE, account.id, reach, book.now_ms))
     if limited and reach < NEVER:
         every = {lot.id: lot for lot in line}
-        for only in {s.only for s in limited if s.only is not None}:
-            named = (only.lot_id, only.source, only.payer)
+        onlies = [s.only for s in limited if s.only is not None]
+        for named in {(only.lot_id, only.source, only.payer) for only in onlies}:
             rows = await tx.fetch(_NAMED, account.id, reach, book.now_ms, *named)
             every |= {lot.id: lot for lot in add_lots(book, rows)}
         line = sorted(every.values(), key=lambda lot: (lot.expires_ms, lot.id))
@@ -247,6 +250,13 @@ async def _load_lots(tx: Tx, book: Book, account: AccountState, steps: Sequence[
     if due or disputed:
         await _load_open_holds(tx, book, account)
 
+
+# Open holds with all they may cost, those that ended with what they did.
+_OF_SESSION: Final = (
+    "SELECT CAST(coalesce(sum(CASE WHEN t.id IS NULL THEN h.max_units ELSE t.amount_units END), 0)"
+    " AS BIGINT) FROM hold_limit o JOIN hold h ON h.id = o.hold_id"
+    " LEFT JOIN transfer t ON t.id = h.id WHERE o.session = $1"
+)
 
 # What is due expires before anything is taken from the lots behind it, so it does not count for how
 # far the fold gets.

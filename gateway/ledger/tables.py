@@ -214,6 +214,14 @@ hold_limit = sa.Table(
     sa.Column("lot_id", BIG),
     sa.Column("source", sa.Text),
     sa.Column("payer", sa.Text),
+    # Of the proof: what all holds of one may take is limited too.
+    sa.Column("session", sa.Text),
+    sa.Index(
+        "ix_hold_limit_session",
+        "session",
+        sqlite_where=sa.text("session IS NOT NULL"),
+        postgresql_where=sa.text("session IS NOT NULL"),
+    ),
 )
 
 segment = sa.Table(

@@ -22,6 +22,8 @@ from gateway.payments import inbound
 # Provider of the payments that are settled for other people's sellers (gateway/facilitator).
 FACILITATOR: Final = "facilitator"
 PAYOUT: Final = "payout"  # of those that go out (payout.py)
+EXTERNAL: Final = "external"
+"""Door of what is bought through ``/api/external``, and source of the lots it becomes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Payment:
     lease_ms: int
     method: str = "eip3009"
     pay_to: str | None = None
+    door: str = ""
 
 
 COLUMNS: Final = tuple(f.name for f in fields(Payment))
@@ -169,8 +172,9 @@ async def finish(
         return await _finish_for_others(tx, payment, transfer, now_ms), None
     if payment is None or payment.recipient is None:
         raise ledger.LedgerFault(f"payment {payment_id} cannot be finished: it has no recipient")
+    source = payment.door or "x402"
     whose = inbound.For(
-        payment.recipient, payment.recipient_chain, "x402", payment_id, payment.expires_ms
+        payment.recipient, payment.recipient_chain, source, payment_id, payment.expires_ms
     )
     placed = await inbound.place(tx, transfer, whose, now_ms, hold)
     if placed.taken:

@@ -33,7 +33,7 @@ class CameWith:
 
     ``content`` identifies it: the same authorization with other content is a conflict.
     ``amount_units`` is what the request itself says is bought; None: any offer for it will do.
-    ``gift``: who gets the credits, if that is not the payer.
+    ``gift``: who gets the credits, if that is not the payer. ``door``: of the payment.
     """
 
     asked: offers.Asked
@@ -41,6 +41,7 @@ class CameWith:
     content: bytes
     amount_units: int | None = None
     gift: Gift | None = None
+    door: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Order:
     content: bytes
     offer: bytes | None
     given: tuple[str, str] | None = None
+    door: str = ""
 
     @property
     def key(self) -> AuthKey:
@@ -110,6 +112,7 @@ def order_of(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> 
         else came.asked.price_units,
         content=came.content,
         offer=opened.digest if opened is not None else None,
+        door=came.door,
     )
 
 

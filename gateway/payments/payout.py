@@ -31,7 +31,7 @@ from wallet_auth.keys import address_word, keccak256
 
 VALID_S: Final = 1_800  # how long the token takes an authorization that was signed
 AT_ONCE: Final = 10  # most lots that one request pays out
-_SOURCES: Final = ("x402", "deposit")
+_SOURCES: Final = ("x402", "deposit", journal.EXTERNAL)
 _LEASE_MARGIN_MS: Final = 10_000
 _TRANSFER: Final = selector("transfer(address,uint256)")
 

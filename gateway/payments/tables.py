@@ -40,6 +40,8 @@ payment = sa.Table(
     # x402: how the money is moved, and so how its transfer is told on chain (methods.py).
     sa.Column("method", sa.Text, nullable=False, server_default="eip3009"),
     sa.Column("pay_to", sa.Text),  # x402: whom it pays; null: the network's configured address
+    # "external": bought through /api/external, whose weaker signatures may spend it; else "".
+    sa.Column("door", sa.Text, nullable=False, server_default=""),
     sa.CheckConstraint("amount_units > 0", name="amount_units"),
     sa.Index(
         "ix_payment_unfinished",

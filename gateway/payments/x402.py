@@ -344,6 +344,7 @@ def _new_payment(
         updated_at_ms=at.now_ms,
         lease_ms=at.now_ms + settings.server.settle_wait_s * 1000 + LEASE_MARGIN_MS,
         pay_to=order.auth.to,
+        door=order.door,
     )
 
 

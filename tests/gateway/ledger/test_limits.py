@@ -11,6 +11,7 @@ import pytest
 from gateway.db import Database
 from gateway.ledger import (
     Balance,
+    Capped,
     Close,
     Closed,
     Expire,
@@ -256,3 +257,41 @@ async def test_two_writers_spend_one_lot_once(postgres: Database) -> None:
     for writer in writers:
         await writer.stop()
     await other.close()
+
+
+async def test_a_session_spends_no_more_than_it_may(db: Database) -> None:
+    """Open holds count with all they may cost, those that ended with what they did."""
+    account = await open_account(db)
+    await minted(db, bought(account, 100, "a", "external", "0xa"))
+    await minted(db, bought(account, 100, "b", "card", None))
+    one_session = Only(source="external", session="s1", most_units=10)
+    first = await held(db, of(one_session, account, "r1", 6))
+    assert await one(db, of(one_session, account, "r2", 5)) == Capped(4, 5)
+    await one(db, capture(first, 2))
+    second = await held(db, of(one_session, account, "r2", 8))
+    assert await one(db, of(one_session, account, "r3", 1)) == Capped(0, 1)
+    again = await one(db, of(one_session, account, "r1", 6))
+    assert isinstance(again, Repeated)  # known before anything is counted
+    await one(db, void(second))
+    await one(db, capture(await held(db, of(one_session, account, "r4", 8)), 8))
+    everything = replace(one_session, source=None)  # the limit is the session's, not the lots'
+    assert await one(db, of(everything, account, "r5", 1)) == Capped(0, 1)
+    await held(db, of(replace(everything, session="s2"), account, "r6", 10))
+    async with db.read() as tx:
+        assert await tx.fetchval("SELECT count(*) FROM hold_limit WHERE session = 's1'") == 3
+
+
+async def test_many_at_once_pass_no_session_limit(db: Database) -> None:
+    """In one transaction and in many, from two writers."""
+    account = await open_account(db)
+    await minted(db, bought(account, 1_000, "a", "external", "0xa"))
+    limited = Only(source="external", session="s1", most_units=70)
+    writers = [await Writer.start(db), await Writer.start(db)]
+    try:
+        steps = [of(limited, account, f"r{i}", 10) for i in range(20)]
+        told = await asyncio.gather(*(writers[i % 2].submit(step) for i, step in enumerate(steps)))
+    finally:
+        for writer in writers:
+            await writer.stop()
+    kinds = Counter(type(outcome) for outcome in told)
+    assert kinds == {Held: 7, Capped: 13}
