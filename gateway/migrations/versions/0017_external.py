@@ -22,9 +22,7 @@ def upgrade() -> None:
         sqlite_where=sa.text("session IS NOT NULL"),
         postgresql_where=sa.text("session IS NOT NULL"),
     )
-    op.add_column(
-        "payment", sa.Column("door", sa.Text(), server_default="", nullable=False)
-    )
+    op.add_column("payment", sa.Column("door", sa.Text(), server_default="", nullable=False))
     op.add_column(
         "wallet",
         sa.Column("external_all", sa.BigInteger(), server_default="0", nullable=False),
