@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import IO, Any, Final
 
+from gateway.errors import Problem
 from gateway.middleware import has_body, stream_body, too_large
 from wallet_auth.request import DIGESTS
 
@@ -59,6 +60,19 @@ class Body:
             self._file.close()
 
 
+def of(data: bytes) -> Body:
+    """A body that the gateway wrote itself."""
+    return Body(data, None, len(data), {CONTENT_DIGEST: hashlib.sha256(data).digest()})
+
+
+def _no_room() -> Problem:
+    return Problem(
+        "dependency_unavailable",
+        "There is no room for this body right now; nothing was charged.",
+        headers={"Retry-After": "5", "Connection": "close"},
+    )
+
+
 async def _one(body: bytes, limit: int) -> AsyncIterator[bytes]:
     if len(body) > limit:
         raise too_large(limit)
@@ -77,7 +91,7 @@ async def read(
     """Read a body of at most ``limit`` bytes, of which ``memory`` stay in memory.
 
     ``algorithms``: what to hash it with besides ``CONTENT_DIGEST`` (names of RFC 9530). ``came``:
-    the whole of it, if it is here already. Raises what ``stream_body`` raises, and ``OSError``
+    the whole of it, if it is here already. Raises what ``stream_body`` raises, and ``Problem``
     when the disk is full.
     """
     if not has_body(headers):
@@ -108,9 +122,11 @@ async def read(
                 waiting = 0
         if file is not None:
             await asyncio.to_thread(file.write, b"".join(pieces))
-    except BaseException:
+    except BaseException as failure:
         if file is not None:
             file.close()
+        if isinstance(failure, OSError):
+            raise _no_room() from failure
         raise
     data = None if file is not None else (pieces[0] if len(pieces) == 1 else b"".join(pieces))
     return Body(data, file, size, {name: each.digest() for name, each in hashes.items()})

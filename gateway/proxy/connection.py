@@ -167,6 +167,16 @@ class Connection(asyncio.Protocol):
         """Give a wait that is going on ``timeout_s`` from now."""
         self._deadline = self._loop.time() + timeout_s
 
+    def shorten(self, timeout_s: float) -> None:
+        """Give a wait that is going on no more than ``timeout_s`` from now."""
+        deadline = self._loop.time() + timeout_s
+        if self._waiter is None or deadline >= self._deadline:
+            return
+        self._deadline = deadline
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(deadline, self._tick)
+
     async def _wait(self, timeout_s: float) -> None:
         if self.error is not None:
             raise self.error

@@ -221,7 +221,7 @@ class HeldCall:
             )
         )
         await self._start(answer.status, fields)
-        caller = Caller(self._receive, self._send)
+        caller = Caller(self._receive, self._send, answer)
         keep_bytes = self.node.settings.server.buffer_answer_bytes
         try:
             rest = await all_but_the_end(answer, first, caller, keep_bytes)

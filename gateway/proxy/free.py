@@ -1,7 +1,8 @@
-"""A free route: forwarded as it is, streamed both ways; nobody is identified, nothing is held.
+"""A free route: forwarded as it is, the answer streamed; nobody is identified, nothing is held.
 
-When the caller leaves, so does the call: nobody pays for the rest, and it would keep one of the
-connections that paid calls need.
+The body is read whole first, as on priced routes, so that a slow upload keeps none of the
+connections to the upstream that paid calls need. When the caller leaves, so does the call: nobody
+pays for the rest, and it would keep such a connection, too.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from gateway.errors import Problem
-from gateway.fields import values
-from gateway.middleware import CallerGoneError, content_length, stream_body
+from gateway.middleware import CallerGoneError, Outgoing
 from gateway.node import Node
+from gateway.proxy import body as bodies
 from gateway.proxy import cors, headers, location
 from gateway.proxy.forward import timeouts_of
 from gateway.proxy.identity import Headers
 from gateway.proxy.routes_table import Route, upstream_target
+from gateway.proxy.streaming import until_hung_up
 from gateway.proxy.target import Target
 from gateway.proxy.upstream import open_upstream
 
 Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
 
 # Most calls are over before it is worth looking whether anybody still waits for them.
 LOOK_AFTER_S: Final = 1.0
@@ -35,40 +36,55 @@ async def serve(  # noqa: PLR0917  (an ASGI call and what it was matched to)
     target: Target,
     scope: MutableMapping[str, Any],
     receive: Receive,
-    send: Send,
-    read: tuple[Headers, bytes] | None = None,
+    send: Outgoing,
+    read: tuple[Headers, bodies.Body] | None = None,
 ) -> None:
     """Forward one request. Identity and payment fields do not reach the upstream.
 
     ``read``: header fields and body to send instead of the request's own, which was read.
     """
-    behind = node.upstreams[route.upstream]
     incoming = scope["headers"]
-    length = content_length(incoming)
-    body: AsyncIterator[bytes] | bytes | None = None
-    taken = asyncio.Event()  # the whole request; until then who reads it notices a hang-up
     if read is not None:
         incoming, body = read
-        length = None
-        taken.set()
-    elif length or values(incoming, b"transfer-encoding"):
-        limit = node.settings.server.max_body_bytes
-        body = _then(taken, stream_body(receive, incoming, limit))
     else:
-        taken.set()
+        server = node.settings.server
+        body = await bodies.read(
+            receive,
+            incoming,
+            limit=server.max_body_bytes,
+            memory=server.body_memory_bytes,
+            came=send.body_that_came(),
+        )
+    try:
+        await _forward(node, route, target, scope["method"], incoming, body, receive, send)
+    finally:
+        body.close()
+
+
+async def _forward(  # noqa: PLR0917  (one caller)
+    node: Node,
+    route: Route,
+    target: Target,
+    method: str,
+    incoming: Headers,
+    body: bodies.Body,
+    receive: Receive,
+    send: Outgoing,
+) -> None:
+    behind = node.upstreams[route.upstream]
     async with (
-        _as_long_as_somebody_waits(receive, taken),
+        _as_long_as_somebody_waits(receive),
         open_upstream(
             node.client,
             behind.origin,
-            scope["method"],
+            method,
             upstream_target(route, behind.origin.base_path, target),
             headers=headers.request_headers(
                 incoming, host=behind.origin.authority, inject=behind.inject
             ),
-            body=body,
+            body=body.up(),
+            length=body.size,
             timeouts=timeouts_of(node, behind, route),
-            length=length,
         ) as answer,
     ):
         if answer.status == 402:
@@ -91,22 +107,14 @@ async def serve(  # noqa: PLR0917  (an ASGI call and what it was matched to)
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _then(taken: asyncio.Event, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    async for piece in pieces:
-        yield piece
-    taken.set()
-
-
 @asynccontextmanager
-async def _as_long_as_somebody_waits(receive: Receive, taken: asyncio.Event) -> AsyncIterator[None]:
+async def _as_long_as_somebody_waits(receive: Receive) -> AsyncIterator[None]:
     """Ends the block with ``CallerGoneError`` when the caller hangs up."""
     loop = asyncio.get_running_loop()
     watching: list[asyncio.Task[None]] = []
 
     async def watch() -> None:
-        await taken.wait()
-        while (await receive())["type"] != "http.disconnect":
-            continue
+        await until_hung_up(receive)
         until.reschedule(loop.time())
 
     later = loop.call_later(LOOK_AFTER_S, lambda: watching.append(loop.create_task(watch())))

@@ -16,7 +16,6 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import quote as quoted
 
@@ -30,9 +29,9 @@ from gateway.node import Node, unavailable
 from gateway.payments.rails import content_hash
 from gateway.payments.wire import decode_object
 from gateway.pricing.quote import PriceRequest, Quote, quote
+from gateway.proxy import body as bodies
 from gateway.proxy import cors, forward, free, headers, paid, replies, runs
 from gateway.proxy import mcp_messages as messages
-from gateway.proxy.body import CONTENT_DIGEST, Body
 from gateway.proxy.identity import (
     Caller,
     Headers,
@@ -91,7 +90,7 @@ async def serve(  # noqa: PLR0917  (an ASGI call and what it was matched to)
             call = _Asked(node, route, target, client, incoming, up, body, message, log_id(scope))
             await _call(call, receive, send)
             return
-    await free.serve(node, mount.free, target, scope, receive, send, (up, message.up))
+    await free.serve(node, mount.free, target, scope, receive, send, (up, bodies.of(message.up)))
 
 
 class _Asked:
@@ -136,8 +135,7 @@ async def _call(call: _Asked, receive: Receive, send: Outgoing) -> None:
     if isinstance(taken, replies.Reply):
         await _again(call, taken, send)
         return
-    up = call.message.up
-    body = Body(up, None, len(up), {CONTENT_DIGEST: sha256(up).digest()})
+    body = bodies.of(call.message.up)
     incoming = forward.Incoming(call.request.route, call.target, call.up, body, call.request.client)
     make = partial(ToolCall, message_id=call.message.id)
     await forward.run_call(make(call.node, call.request.route, taken, receive, send), incoming)

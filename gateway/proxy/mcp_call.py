@@ -8,6 +8,7 @@ of any other answer does.
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -54,11 +55,11 @@ class ToolCall(HeldCall):
 
     async def _events(self, answer: Answer) -> None:
         await self._begin(answer)
-        caller = Caller(self._receive, self._send)
+        caller = Caller(self._receive, self._send, answer)
         waiting = b""
         try:
             async with aclosing(answer.chunks()) as pieces:
-                async for piece in pieces:
+                while piece := await self._next(pieces, caller):
                     waiting += piece
                     while (parts := messages.split(waiting)) is not None:
                         event, waiting = parts
@@ -66,9 +67,24 @@ class ToolCall(HeldCall):
                             return
                     if len(waiting) > MAX_RESULT_BYTES:
                         break
+            if caller.absent:
+                await self._unheard()
+                return
         finally:
             caller.forget()
         raise Problem("upstream_error", "The upstream's stream ended without a response.")
+
+    async def _next(self, pieces: AsyncGenerator[bytes], caller: Caller) -> bytes:
+        try:
+            return await anext(pieces, b"")
+        except Problem:
+            if caller.absent:  # else who makes the upstream give up rides free
+                await self._unheard()
+            raise
+
+    async def _unheard(self) -> None:
+        """The caller left, or did not read, and the tool was heard out: that is charged."""
+        await self._close(None, ledger.Answer(200, _KIND, None))
 
     async def _last(self, event: bytes, caller: Caller) -> bool:
         """Pass an event on, or end the call with it: then it was the last one."""
@@ -79,8 +95,7 @@ class ToolCall(HeldCall):
             return True
         if await caller.take(event):
             return False
-        # The caller has left, and the tool was heard out long enough.
-        await self._close(None, ledger.Answer(200, _KIND, None))
+        await self._unheard()
         await self._send({"type": "http.response.body", "body": b""})
         return True
 

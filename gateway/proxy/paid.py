@@ -25,7 +25,7 @@ from gateway.money import format_usd, parse_usd
 from gateway.node import Node, unavailable
 from gateway.payments import challenge, from_credits, identifier, offers, x402
 from gateway.payments.from_credits import MakeHold
-from gateway.payments.order import CameWith
+from gateway.payments.order import CameWith, asset_of
 from gateway.payments.rails import content_hash
 from gateway.payments.wire import Presented
 from gateway.pricing.quote import PriceRequest, Quote, quote
@@ -69,7 +69,9 @@ async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) 
             await request.pace.identified(caller)
             send.also = request.pace.told()
         if presented is not None:
-            node.rails.chain_of(presented)
+            # Before the body is read. What may be refused of a payment that was taken before,
+            # when the terms were others, is not for here: its repeat is answered from store.
+            asset_of(node.rails.chain_of(presented), presented)
     except Problem as refusal:
         if refusal.meaning.status == 402:
             request = await _looked_at(request, receive, send)
@@ -126,21 +128,14 @@ async def _body(
     """The whole body. It is needed before the hold: a digest may have been signed, and the request
     id is burnt for these very bytes."""
     server = node.settings.server
-    try:
-        return await bodies.read(
-            receive,
-            request.headers,
-            limit=server.max_body_bytes,
-            memory=server.body_memory_bytes,
-            algorithms=() if caller.signer is None else [name for name, _ in caller.signer.digests],
-            came=came,
-        )
-    except OSError as error:
-        raise Problem(
-            "dependency_unavailable",
-            "There is no room for this body right now; nothing was charged.",
-            headers={"Retry-After": "5", "Connection": "close"},
-        ) from error
+    return await bodies.read(
+        receive,
+        request.headers,
+        limit=server.max_body_bytes,
+        memory=server.body_memory_bytes,
+        algorithms=() if caller.signer is None else [name for name, _ in caller.signer.digests],
+        came=came,
+    )
 
 
 async def _taken(

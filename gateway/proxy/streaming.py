@@ -29,14 +29,16 @@ NOT_READING_S: Final = 3
 class Caller:
     """The one who takes a long answer, or does not."""
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    def __init__(self, receive: Receive, send: Send, answer: Answer) -> None:
         self._send = send
-        self._left = asyncio.ensure_future(_hangs_up(receive))
+        # None: its connection may serve somebody else by now.
+        self._answer: Answer | None = answer
+        self._left = asyncio.ensure_future(until_hung_up(receive))
+        self._left.add_done_callback(self._hurry)
         self._loop = asyncio.get_running_loop()
         self._took_s = 0.0
         self._took_in_all_s = 0.0
         self._drained = 0
-        self._until_s: float | None = None
 
     @property
     def absent(self) -> bool:
@@ -49,7 +51,7 @@ class Caller:
         return self._left.done() or self._took_in_all_s > NOT_READING_S
 
     async def take(self, piece: bytes) -> bool:
-        """Give it a piece. False: it has left, and the upstream has been heard out long enough."""
+        """Give it a piece. False: it has left, and the upstream has said enough since."""
         if not self._left.done():
             began_s = self._loop.time()
             await self._send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -57,17 +59,21 @@ class Caller:
             self._took_s = max(self._took_s, took_s)
             self._took_in_all_s += took_s
             return True
-        if self._until_s is None:
-            self._until_s = self._loop.time() + DRAIN_S
         self._drained += len(piece)
-        return self._drained <= DRAIN_BYTES and self._loop.time() < self._until_s
+        return self._drained <= DRAIN_BYTES
+
+    def _hurry(self, _: object) -> None:
+        """It has left, perhaps while the upstream is silent."""
+        if self._answer is not None:
+            self._answer.hear_out(DRAIN_S)
 
     def forget(self) -> None:
         """Stop watching."""
+        self._answer = None
         self._left.cancel()
 
 
-async def _hangs_up(receive: Receive) -> None:
+async def until_hung_up(receive: Receive) -> None:
     """Return when the caller has hung up. The request's body has been read before."""
     while (await receive())["type"] != "http.disconnect":
         continue
@@ -110,7 +116,8 @@ async def all_but_the_end(answer: Answer, first: bytes, caller: Caller, keep_byt
 
     ``first`` has been read already. With a length the last piece is kept back. Without one every
     piece goes at once (an event of a stream must not wait for the next one), and what is left is
-    the end itself. Raises ``Problem`` if the upstream breaks off.
+    the end itself. When the caller has left, the upstream is heard out for a while and cut, and
+    nothing is left. Raises ``Problem`` if the upstream breaks off.
     """
     left = answer.content_length
     copy = _Copy(keep_bytes)
@@ -125,4 +132,4 @@ async def all_but_the_end(answer: Answer, first: bytes, caller: Caller, keep_byt
             if not await caller.take(piece):
                 return Rest(b"", None)
             piece = await anext(pieces, b"")
-    return Rest(piece, copy.whole())
+    return Rest(piece, copy.whole() if answer.complete else None)

@@ -51,6 +51,7 @@ class Answer:
         self._connection = connection
         self._timeouts = timeouts
         self._waited_s = waited_s
+        self._until_s: float | None = None
         self.status = connection.status
         self.headers: Sequence[tuple[bytes, bytes]] = connection.headers
         # None also where there can be no body and the field would only describe another answer.
@@ -68,9 +69,17 @@ class Answer:
         return self._connection.take(limit) if self._connection.complete else None
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body as it comes, undecoded. Raises ``Problem`` if it ends badly."""
+        """The body as it comes, undecoded. Raises ``Problem`` if it ends badly.
+
+        After ``hear_out`` it may end before its end: ``complete`` tells.
+        """
         while data := await self._next():
             yield data
+
+    def hear_out(self, within_s: float) -> None:
+        """Wait for no more than what comes ``within_s`` from now: nobody will hear the rest."""
+        self._until_s = asyncio.get_running_loop().time() + within_s
+        self._connection.shorten(within_s)
 
     @property
     def waited_s(self) -> float:
@@ -98,16 +107,19 @@ class Answer:
         return b"".join(read), False
 
     async def _next(self, within_s: float | None = None) -> bytes | None:
-        """The next piece, empty at the end; None if nothing came ``within_s``."""
+        """The next piece, empty at the end; None if nothing came ``within_s``, or as long as it
+        is to be heard out."""
         left_s = self._timeouts.total_s - self._waited_s
         patience_s = min(self._timeouts.idle_s, left_s)
         wait_s = patience_s if within_s is None else min(within_s, patience_s)
         loop = asyncio.get_running_loop()
         began_s = loop.time()
+        if self._until_s is not None:
+            wait_s = max(min(wait_s, self._until_s - began_s), 0)
         try:
             return await self._connection.read(wait_s)
         except TimeoutError:
-            if wait_s < patience_s:
+            if wait_s < patience_s or self._until_s is not None:
                 return None
             raise Problem("upstream_timeout", "the upstream stopped within its answer") from None
         except BrokenError as broken:

@@ -8,6 +8,8 @@
   being made for the first one. uvicorn has one only between requests.
 - A limit on the time a caller may take nothing of its answer: it keeps a connection to the
   upstream, and for as long as it likes if nobody cuts it. uvicorn waits for ever.
+- A caller that leaves is noticed also while nothing is read from it, because it has sent more than
+  is wanted now (the next request, the rest of a body). uvicorn notices when it reads again.
 
 ``uvicorn.Config(app, http=wire.protocol(), ws="none", proxy_headers=False)`` uses them. The limits
 here only bound memory and time; the answer a well-behaved client reads (431 as problem+json) comes
@@ -18,11 +20,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import select
 from collections.abc import Callable
 from typing import Any, Final, cast
 
 import h11
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
@@ -162,6 +166,48 @@ class Stall:
             self.watch.end()
 
 
+class Flow(FlowControl):
+    """uvicorn's flow control, which asks the socket for the caller's end while it is not read."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(transport)
+        self._loop = loop
+        self._watch: _Watch | None = None
+
+    def pause_reading(self) -> None:
+        super().pause_reading()
+        if self._watch is None:
+            self._watch = _Watch(self._loop)
+        self._watch.within(_LOOK_EVERY_S, self._look)
+
+    def resume_reading(self) -> None:
+        super().resume_reading()
+        if self._watch is not None:
+            self._watch.off()
+
+    def end(self) -> None:
+        """The connection is gone."""
+        if self._watch is not None:
+            self._watch.end()
+
+    def _look(self) -> None:
+        if _left(self._transport):
+            self._transport.abort()
+        elif self._watch is not None:
+            self._watch.within(_LOOK_EVERY_S, self._look)
+
+
+def _left(transport: asyncio.Transport) -> bool:
+    """Whether the other side has closed, perhaps behind bytes that have not been read. False
+    where the system cannot tell."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or not hasattr(select, "poll") or sock.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), getattr(select, "POLLRDHUP", 0))  # errors and HUP always
+    return bool(poll.poll(0))
+
+
 class _TargetKeeper(h11.Connection):
     """An h11 server connection that hands each request's target to its protocol."""
 
@@ -198,11 +244,13 @@ class RawH11(H11Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
+        self.flow = Flow(self.transport, self.loop)
         self.head.begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.head.watch.end()
         self.stall.end()
+        cast(Flow, self.flow).end()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:

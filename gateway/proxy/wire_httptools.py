@@ -12,13 +12,16 @@ And it closes three ways in which uvicorn's own lets a request be more than it s
   such a request without its body, and what was its body would be the next request.
 - When a connection is lost, whoever is being answered hears of it, also if another request of the
   same connection waits behind.
+
+An answer that ends the connection before its request has come whole is not taken back: what is
+still being sent is read away for a moment.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 from urllib.parse import unquote_to_bytes
 
 import httptools
@@ -33,7 +36,9 @@ from uvicorn.server import ServerState
 
 from gateway.fields import EXCHANGE, Fields
 from gateway.proxy.target import RAW_TARGET
-from gateway.proxy.wire import HEAD_BYTES, Head, Stall
+from gateway.proxy.wire import HEAD_BYTES, Flow, Head, Stall
+
+LINGER_S: Final = 10
 
 
 class Exchange(RequestResponseCycle):
@@ -77,6 +82,17 @@ class Exchange(RequestResponseCycle):
         self.on_response()
 
 
+class _Line:
+    """The transport as exchanges have it: what closes it may have to wait."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, owner: RawHttpTools, transport: asyncio.Transport) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = owner.end_after_answer
+
+
 class RawHttpTools(HttpToolsProtocol):
     """uvicorn's protocol on httptools (llhttp), the one used in production."""
 
@@ -99,11 +115,14 @@ class RawHttpTools(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
+        self.flow = Flow(self.transport, self.loop)
+        self.line = cast(asyncio.Transport, _Line(self, self.transport))
         self.head.begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.head.watch.end()
         self.stall.end()
+        cast(Flow, self.flow).end()
         running = self.running
         if running is not None and not running.response_complete:
             running.disconnected = True
@@ -213,7 +232,7 @@ class RawHttpTools(HttpToolsProtocol):
         before = self.cycle
         cycle = self.cycle = Exchange(
             scope=self.scope,
-            transport=self.transport,
+            transport=self.line,
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
@@ -248,11 +267,28 @@ class RawHttpTools(HttpToolsProtocol):
             self.cycle.more_body = False
             self.cycle.message_event.set()
 
+    def end_after_answer(self) -> None:
+        """Close the connection, as an exchange wants it.
+
+        If the caller still sends, not at once: for what comes to a closed socket the system
+        resets the connection, and the caller loses an answer it has not read (RFC 9112, 9.6).
+        """
+        running = self.running
+        if self.deaf or running is None or not (running.response_complete and running.more_body):
+            self.transport.close()
+            return
+        self.deaf = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.head.watch.within(LINGER_S, self.transport.abort)
+
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
+        if self.deaf:
+            return
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self.running = cast(Exchange, cycle)
