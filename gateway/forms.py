@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import calendar
 import ipaddress
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -373,6 +374,26 @@ def member(value: object) -> Member:
 
 StatusRange = Annotated[tuple[int, int], PlainValidator(status_range)]
 MemberAt = Annotated[Member, PlainValidator(member)]
+
+
+def json_value(value: object) -> object:
+    """What can stand in JSON: TOML's dates, infinities and not-a-number cannot."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError("holds a date or a number that JSON does not have") from None
+    return value
+
+
+def json_table(value: object) -> object:
+    """A JSON object."""
+    if not isinstance(value, Mapping):
+        raise ValueError("should be a table")
+    return json_value(value)
+
+
+Json = Annotated[Any, PlainValidator(json_value)]
+JsonTable = Annotated[dict[str, Any], PlainValidator(json_table)]
 
 
 _FRAMING: Final = frozenset(

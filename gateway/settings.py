@@ -30,6 +30,8 @@ from gateway.forms import (
     Address,
     Bytes,
     Count,
+    Json,
+    JsonTable,
     Listen,
     ListenAt,
     MemberAt,
@@ -333,6 +335,21 @@ class FailedIf(Section):
     """Its JSON has one of these members."""
 
 
+class Bazaar(Section):
+    """``bazaar`` of a route: how it is called, for x402's catalogs. Examples and JSON Schemas."""
+
+    path: JsonTable = {}
+    """Examples of the ``[names]`` in the path."""
+    query: JsonTable = {}
+    query_schema: JsonTable | None = None
+    body: Json | None = None
+    body_schema: JsonTable | None = None
+    body_type: Literal["json", "form-data", "text"] = "json"
+    output: Json | None = None
+    output_schema: JsonTable | None = None
+    output_type: str = Field("json", max_length=40)
+
+
 class Route(Section):
     """One entry of ``routes``: which requests, and what they cost."""
 
@@ -350,6 +367,10 @@ class Route(Section):
     """A call whose gateway died may be sent to the upstream again."""
     timeout_s: Annotated[Seconds, Field(ge=1, le=86400)] | None = None
     description: str = Field("", max_length=500)
+    bazaar: Annotated[Bazaar | None, BeforeValidator(lambda v: None if v is False else v)] = (
+        Bazaar.model_validate({})
+    )
+    """None (``false``): its 402s say nothing for catalogs."""
 
     @field_validator("match")
     @classmethod

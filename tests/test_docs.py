@@ -49,6 +49,7 @@ def test_every_setting_is_described_and_no_other() -> None:
         settings.Facilitator,
         settings.Upstream,
         settings.Route,
+        settings.Bazaar,
     ):
         every |= {field.alias or name for name, field in model.model_fields.items()}
     assert described == every - {"name", "network"}

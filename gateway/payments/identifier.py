@@ -8,8 +8,6 @@ authorization is not sent; with other content it is a conflict.
 
 from __future__ import annotations
 
-from typing import Final
-
 from chain.schemes import eip3009
 from gateway import ledger
 from gateway.accounts import wallets
@@ -20,9 +18,6 @@ from gateway.payments.order import CameWith, order_of
 from gateway.payments.rails import Rails
 from gateway.payments.wire import IDENTIFIER, Presented
 from wallet_auth.keys import recover
-
-DECLARED: Final = f'"{IDENTIFIER}":{{"info":{{"required":false}},"schema":{{}}}}'
-"""A member of ``extensions``, as JSON text."""
 
 
 def alias_of(presented: Presented) -> str | None:

@@ -21,6 +21,8 @@ from wallet_auth.strict import base64_bytes, json_object
 PAYMENT_HEADERS: Final = (b"payment-signature", b"x-payment", b"payment")
 MAX_HEADER_BYTES: Final = 24_000
 IDENTIFIER: Final = "payment-identifier"
+DECLARED: Final = f'"{IDENTIFIER}":{{"info":{{"required":false}},"schema":{{}}}}'
+"""That identifiers are taken, as a member of a 402's ``extensions`` (JSON text)."""
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")
 
 

@@ -27,7 +27,7 @@ from gateway.payments import challenge, from_credits, identifier, offers, x402
 from gateway.payments.from_credits import MakeHold
 from gateway.payments.order import CameWith, asset_of
 from gateway.payments.rails import content_hash
-from gateway.payments.wire import Presented
+from gateway.payments.wire import DECLARED, Presented
 from gateway.pricing.quote import PriceRequest, Quote, quote
 from gateway.proxy import body as bodies
 from gateway.proxy import forward, replies, runs, siwx, unpaid
@@ -112,9 +112,9 @@ async def _unpaid(node: Node, request: Request, send: Outgoing) -> None:
 
 
 def _extensions(node: Node, request: Request, price: Quote) -> str:
-    return siwx.extension(
-        node, request.method, request.target, request.tag, price.max_units, request.now_s
-    )
+    method, units = request.method, price.max_units
+    beside = request.route.extensions.get(method, DECLARED)
+    return siwx.extension(node, method, request.target, request.tag, units, request.now_s, beside)
 
 
 async def _looked_at(request: Request, receive: Receive, send: Outgoing) -> Request:

@@ -21,7 +21,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gateway.config_rules import RESERVED
+from gateway.discovery import bazaar
 from gateway.forms import Member, RateLimit
+from gateway.payments.wire import DECLARED
 from gateway.pricing.quote import PriceRequest, PriceRule, Quote, quote
 from gateway.pricing.rules import compile_price
 from gateway.proxy.outcome import Rules, rules_of
@@ -64,6 +66,8 @@ class Route:
     description: str
     fixed: Quote | None = None
     """The quote of every request, where no request can change it."""
+    extensions: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    """What its 402s declare, by method: members of ``extensions`` as JSON text."""
 
     @property
     def public_pattern(self) -> str:
@@ -307,6 +311,9 @@ def _compile_route(
     pattern = compile_pattern(settings.path)
     price = compile_price(settings.price)
     fixed = price.fixed_units is not None
+    public = upstream.mount.rstrip("/") + settings.path
+    about = None if price.fixed_units == 0 else settings.bazaar
+    cataloged = bazaar.of_route(settings.method, public, about)
     route = Route(
         id=route_id,
         upstream=upstream.name,
@@ -322,6 +329,7 @@ def _compile_route(
         retry_safe=settings.retry_safe,
         timeout_s=settings.timeout_s or upstream.timeout_s,
         description=settings.description,
+        extensions={method: f"{DECLARED},{text}" for method, text in cataloged.items()},
     )
     return route, pattern
 
@@ -338,7 +346,8 @@ def _compile_tools(upstream: Upstream, faults: list[str]) -> McpMount:
         try:
             settings = RouteSettings.model_validate({**base, "price": price})
             route, _ = _compile_route(upstream, settings, f"{upstream.name} tool {name}")
-            tools[name] = replace(route, failed_if=failed_if)
+            declared = {} if name == "*" else {"POST": f"{DECLARED},{bazaar.of_tool(name)}"}
+            tools[name] = replace(route, failed_if=failed_if, extensions=declared)
         except ValueError as fault:
             faults.append(f"upstreams.{upstream.name}.tools, {name!r}: {fault}")
     settings = RouteSettings.model_validate({**base, "price": "free"})

@@ -19,7 +19,6 @@ from gateway.fields import values
 from gateway.middleware import content_length, has_body, read_body
 from gateway.money import format_credits, format_usd
 from gateway.node import Node, unavailable
-from gateway.payments.identifier import DECLARED
 from gateway.proxy.body import CONTENT_DIGEST, Body
 from gateway.proxy.target import Target
 from wallet_auth import AuthError, Call, Signer, siwx
@@ -57,11 +56,18 @@ async def prove(  # noqa: PLR0917  (one caller)
 
 
 def extension(  # noqa: PLR0917  (one caller)
-    node: Node, method: str, target: Target, body: bytes | None, ceiling_units: int, now_s: int
+    node: Node,
+    method: str,
+    target: Target,
+    body: bytes | None,
+    ceiling_units: int,
+    now_s: int,
+    beside: str,
 ) -> str:
-    """``extensions`` of a 402 as JSON text; without this one where no challenge can be made."""
+    """``extensions`` of a 402 as JSON text: ``beside``, the members that stand there for every
+    request, and this one where a challenge can be made."""
     if body == UNREAD:
-        return f"{{{DECLARED}}}"
+        return f"{{{beside}}}"
     settings = node.settings
     text = siwx.challenge(
         node.rails.keys,
@@ -71,7 +77,7 @@ def extension(  # noqa: PLR0917  (one caller)
         _words(ceiling_units, settings.credits.per_usd),
         (now_s, now_s + settings.server.offer_timeout_s),
     )
-    return f'{{"{siwx.EXTENSION}":{text},{DECLARED}}}'
+    return f'{{"{siwx.EXTENSION}":{text},{beside}}}'
 
 
 def _asked(node: Node, method: str, target: Target, body: bytes | None) -> siwx.Asked:
