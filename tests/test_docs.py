@@ -80,6 +80,11 @@ def test_decisions_are_numbered_from_one_without_a_gap() -> None:
 # What else is named like a code: members of requests and answers, and a setting.
 MEMBERS = {
     "after_s",
+    "balance_units",
+    "charged_units",
+    "cut_at_hold",  # within a stream that has begun
+    "held_units",
+    "so_far_units",
     "next_actions",
     "now_s",
     "min_onchain",

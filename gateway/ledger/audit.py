@@ -289,6 +289,12 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
           OR l.source <> coalesce(o.source, l.source)
           OR coalesce(l.payer, '') <> coalesce(o.payer, l.payer, '')""",
     ),
+    "I1_breakdown_is_the_charge": (
+        "the lines of a charge do not add up to it",
+        """SELECT b.hold_id, b.amount_units, t.amount_units AS charged FROM breakdown b
+        LEFT JOIN transfer t ON t.id = b.hold_id AND t.kind = 'capture'
+        WHERE t.id IS NULL OR t.amount_units <> b.amount_units""",
+    ),
     "I8_next_expiry_is_early": (
         "a live lot expires before its account looks for it",
         """SELECT l.id, l.expires_ms, a.next_expiry_ms FROM lot l JOIN account a

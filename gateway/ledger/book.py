@@ -165,6 +165,7 @@ class Book:
     new_segments: list[Segment] = field(default_factory=list)
     new_mints: list[tuple[MintKey, int]] = field(default_factory=list)
     new_answers: list[tuple[int, Answer]] = field(default_factory=list)
+    new_breakdowns: list[tuple[int, int, str]] = field(default_factory=list)
     house: dict[int, int] = field(default_factory=dict)  # house account -> units gained
 
     def take(self, ids: range) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import insort
 
-from gateway.ledger import claims, limits, lots, payouts, refunds
+from gateway.ledger import breakdowns, claims, limits, lots, payouts, refunds
 from gateway.ledger.book import Action, Book, LedgerFault, LotState
 from gateway.ledger.payout_steps import EndPayOut, PayOut
 from gateway.ledger.steps import (
@@ -203,6 +203,9 @@ def close(book: Book, step: Close) -> CloseOutcome:
         book.open_holds[account.id] = still
     if step.answer is not None:
         book.new_answers.append((hold_id, step.answer))
+    if step.breakdown is not None:
+        breakdowns.require_sum(step.breakdown, units, hold_id)
+        book.new_breakdowns.append((hold_id, units, step.breakdown))
     return Closed(transfer, Balance(account.available, account.held))
 
 

@@ -23,6 +23,7 @@ _INSERT_TRANSFER: Final = insert("transfer", TRANSFER)
 _INSERT_SHORT_TRANSFER: Final = insert("transfer", TRANSFER[:_SHORT_TRANSFER])
 _INSERT_ALIAS: Final = insert("request_alias", ("account_id", "principal", "alias", "hold_id"))
 _INSERT_LIMIT: Final = insert("hold_limit", ("hold_id", "lot_id", "source", "payer", "session"))
+_INSERT_BREAKDOWN: Final = insert("breakdown", ("hold_id", "amount_units", "lines"))
 _INSERT_ANSWER: Final = insert("answer", ("hold_id", "status", "headers", "body", "at_ms"))
 _INSERT_LOT: Final = insert("lot", LOT)
 _INSERT_PIN: Final = insert("pin", PIN)
@@ -59,6 +60,8 @@ async def save(tx: Tx, book: Book, writer: int, chain: Chain | None) -> None:
         await tx.executemany(_INSERT_LIMIT, book.new_limits)
     if book.rare is not None:
         await rare.save(tx, book, book.rare)
+    if book.new_breakdowns:
+        await tx.executemany(_INSERT_BREAKDOWN, book.new_breakdowns)
     if book.new_answers:
         await tx.executemany(_INSERT_ANSWER, _answers(book))
     await _save_accounts(tx, book)
@@ -176,7 +179,8 @@ def _has_more(book: Book) -> bool:
 
 def _is_spending(book: Book) -> bool:
     written = bool(book.new_holds or book.new_transfers)
-    return written and not (_has_more(book) or book.new_aliases or book.new_mints)
+    more = book.new_aliases or book.new_mints or book.new_breakdowns
+    return written and not (_has_more(book) or more)
 
 
 async def _save_spending(tx: Tx, book: Book, writer: int, chain: Chain | None) -> None:

@@ -131,7 +131,8 @@ class HoldRow(NamedTuple):
 class Close:
     """End a hold: capture ``amount_units`` of it, or void it for ``void_reason``.
 
-    ``if_lapsed`` is the sweeper's form: only when nobody holds the lease any more.
+    ``if_lapsed`` is the sweeper's form: only when nobody holds the lease any more. ``breakdown``:
+    what the charge is made of (``breakdowns.py``); None: it is the price.
     """
 
     hold: HoldRow
@@ -139,6 +140,7 @@ class Close:
     void_reason: str | None = None
     answer: Answer | None = None
     if_lapsed: bool = False
+    breakdown: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

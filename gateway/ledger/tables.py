@@ -1,9 +1,10 @@
 """The ledger's tables. What each money column is for stands beside it.
 
 Append-only (a trigger says so): ``hold``, ``transfer``, ``segment``, ``mint_key``, ``refund``,
-``refund_part``, ``payout``, ``payout_end``, ``operator_action``, ``batch``, ``hold_limit``. What
-else may change, changes only under the row's lock and guarded by ``ver`` (design: the lots are off
-the hot path, so a spend touches ``hold``, ``transfer`` and one ``account`` row).
+``refund_part``, ``payout``, ``payout_end``, ``operator_action``, ``batch``, ``hold_limit``,
+``breakdown``. What else may change, changes only under the row's lock and guarded by ``ver``
+(design: the lots are off the hot path, so a spend touches ``hold``, ``transfer`` and one
+``account`` row).
 """
 
 from __future__ import annotations
@@ -347,6 +348,15 @@ batch = sa.Table(
     sa.Column("prev", sa.LargeBinary, nullable=False),
     sa.Column("hash", sa.LargeBinary, nullable=False),
     sqlite_with_rowid=False,
+)
+
+# What a charge was made of, where it was not simply the price: lines that add up to its transfer.
+breakdown = sa.Table(
+    "breakdown",
+    metadata,
+    sa.Column("hold_id", Id, primary_key=True, autoincrement=False),
+    sa.Column("amount_units", BIG, nullable=False),  # the sum of the lines: that of its transfer
+    sa.Column("lines", sa.Text, nullable=False),  # JSON
 )
 
 # What was answered, for as long as a repeat may ask. Purged by age; the guard itself stays.

@@ -25,6 +25,7 @@ def for_call(
     *,
     balance_units: int | None = None,
     needed_units: int | None = None,
+    at_most: bool = False,
     description: str = "",
     refusal: Problem | None = None,
     extensions: str = "",
@@ -32,14 +33,17 @@ def for_call(
     """The 402 of a priced route.
 
     ``balance_units`` is what the identified caller has (None: nobody is identified), and
-    ``needed_units`` what the call may cost, if that is more than its price now. ``refusal`` is a
+    ``needed_units`` what the call may cost, if that is more than its price now. ``at_most``: the
+    price is the most it can cost, and what it does not use stays the payer's. ``refusal`` is a
     payment that was just refused: its code and words are kept, and the offers come anew.
     ``extensions``: those of x402 v2, as JSON text.
     """
     needed = needed_units if needed_units is not None else asked.price_units
     shortfall = max(needed - (balance_units or 0), 0)
     terms = offers.terms_for_call(settings, needed, shortfall)
-    cost = f"This call costs {_both(settings, needed)}."
+    cost = f"This call costs {'at most ' if at_most else ''}{_both(settings, needed)}."
+    if at_most:
+        cost += " So much is held before it; what it does not use stays the payer's credits."
     if balance_units is None:
         code = "payment_required"
         words = (
@@ -65,6 +69,7 @@ def for_call(
         "balance_units": balance_units or 0,
         "shortfall": format_credits(shortfall, settings.credits.per_usd),
         "shortfall_units": shortfall,
+        "at_most": at_most,
         "per_usd": settings.credits.per_usd,
     }
     return problem

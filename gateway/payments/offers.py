@@ -100,6 +100,9 @@ class Asked:
     target: bytes
     price_units: int
     """What the request itself costs; 0 when credits are what is bought."""
+    body: bytes = b""
+    """What else the offer is tied to: the body, where the price hangs on it (begins with ``#``,
+    which no target has)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ def _beginning(deployment: str) -> bytes:
 
 def _mac(keys: Keys, head: bytes, asked: Asked, terms: Terms) -> bytes:
     """The MAC of an offer as a text of its own: what ``seal_each`` makes in pieces."""
-    request = mac.sized(asked.method.encode(), asked.target, head)
+    request = mac.sized(asked.method.encode(), asked.target + asked.body, head)
     text = _beginning(keys.deployment) + request + covered(terms)
     return hmac.digest(keys.secrets[head[:4]], text, "sha256")[:_MAC_BYTES]
 
@@ -140,7 +143,7 @@ def seal_each(keys: Keys, asked: Asked, covered_terms: Iterable[bytes], expiry_s
     salt = secrets.token_bytes(_SALT_BYTES)
     head = _HEAD.pack(keys.current, expiry_s, asked.price_units, salt)
     begun = mac.begin(keys.secrets[keys.current], _beginning(keys.deployment))
-    request = mac.sized(asked.method.encode(), asked.target, head)
+    request = mac.sized(asked.method.encode(), asked.target + asked.body, head)
     return [
         urlsafe_b64encode(head + made[:_MAC_BYTES]).decode().rstrip("=")
         for made in mac.ends(begun, request, covered_terms)

@@ -83,9 +83,8 @@ class ByParams:
 
     def quote(self, request: PriceRequest) -> Quote:
         if request.body is None and self.needs_body:
-            made = max(
-                (price.quote(request) for price in self._prices), key=lambda each: each.max_units
-            )
+            every = (price.quote(request) for price in self._prices)
+            made = replace(max(every, key=lambda each: each.max_units), exact=False)
         else:
             made = self._price(request).quote(request)
         # The quote's own rule charges; what it is a version of is the whole table.
@@ -93,6 +92,9 @@ class ByParams:
 
     def charge(self, quote: Quote, usage: Usage | None) -> tuple[Line, ...]:
         raise RuntimeError("a quote by parameters charges by the price it chose")
+
+    def so_far(self, counts: Mapping[str, int]) -> int:
+        return 0
 
     def describe(self) -> dict[str, Any]:
         least, most = self._span()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -42,6 +43,9 @@ class Flat:
 
     def charge(self, quote: Quote, usage: Usage | None) -> tuple[Line, ...]:
         return self._quote.breakdown
+
+    def so_far(self, counts: Mapping[str, int]) -> int:
+        return 0
 
     def describe(self) -> dict[str, Any]:
         return {

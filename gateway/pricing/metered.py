@@ -8,7 +8,8 @@ all of it, the call costs ``when_unknown``, and never less than what is known of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import lcm
 from typing import Any, Final
 
 from gateway.errors import Problem
@@ -52,6 +53,15 @@ class Terms:
     unknown_units: int
     rates: tuple[tuple[str, Rate], ...]
     reads: Reads
+    # The rates as whole numbers over one denominator: they are asked for with every event.
+    _scale: int = field(init=False, repr=False, compare=False)
+    _scaled: tuple[tuple[str, int], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        scale = lcm(*(rate.each.denominator for _, rate in self.rates))
+        scaled = tuple((meter, int(rate.each * scale)) for meter, rate in self.rates)
+        object.__setattr__(self, "_scale", scale)
+        object.__setattr__(self, "_scaled", scaled)
 
     def shown(self) -> dict[str, Any]:
         """As JSON."""
@@ -66,6 +76,12 @@ class Terms:
             "when_unknown": format_usd(self.unknown_units),
             "when_unknown_units": self.unknown_units,
         }
+
+    def so_far(self, counts: Mapping[str, int]) -> int:
+        exact = 0
+        for meter, each in self._scaled:
+            exact += each * counts.get(meter, 0)
+        return self.fixed_units - (-exact // self._scale)
 
     def lines(self, usage: Usage | None) -> tuple[Line, ...]:
         counts = {} if usage is None else dict(usage.counts)
@@ -108,6 +124,9 @@ class Metered:
 
     def charge(self, quote: Quote, usage: Usage | None) -> tuple[Line, ...]:
         raise RuntimeError("a metered quote charges by the terms it chose")
+
+    def so_far(self, counts: Mapping[str, int]) -> int:
+        return 0
 
     def describe(self) -> dict[str, Any]:
         most = max(terms.max_units for _, terms in self.models)
@@ -164,6 +183,9 @@ class _Chosen:
 
     def charge(self, quote: Quote, usage: Usage | None) -> tuple[Line, ...]:
         return self.terms.lines(usage)
+
+    def so_far(self, counts: Mapping[str, int]) -> int:
+        return self.terms.so_far(counts)
 
     def describe(self) -> dict[str, Any]:
         return self.rule.describe()

@@ -58,6 +58,9 @@ class Overage:
     def charge(self, quote: Quote, usage: Usage | None) -> tuple[Line, ...]:
         raise RuntimeError("a quote with an allowance charges by what was left of it")
 
+    def so_far(self, counts: Mapping[str, int]) -> int:
+        return 0
+
     def describe(self) -> dict[str, Any]:
         return {
             "rule": NAME,
@@ -103,6 +106,11 @@ class Bound:
         count = stated if countable(stated) else self.rule.unknown
         # A call is a call, whatever anybody says of it.
         return self.lines(1 if self.rule.reads is None else count)
+
+    def so_far(self, counts: Mapping[str, int]) -> int:
+        beyond = max(counts.get(self.rule.meter, 0) - self.left, 0)
+        exact = self.rate.each * beyond
+        return -(-exact.numerator // exact.denominator)
 
     def lines(self, count: int) -> tuple[Line, ...]:
         """So many of it, the allowance first."""

@@ -118,6 +118,10 @@ class PriceRule(Protocol):
     def charge(self, quote: Quote, usage: Usage | None) -> tuple[Line, ...]:
         """What this usage costs, no line below 0; None: nothing is known about it."""
 
+    def so_far(self, counts: Mapping[str, int]) -> int:
+        """What a call that still runs comes to, by what is known to have been used, in units: less
+        than its charge may be, and without any maximum."""
+
     def describe(self) -> dict[str, Any]:
         """The terms as JSON, for price lists."""
 

@@ -18,12 +18,15 @@ from typing import Any, Final, NamedTuple
 from gateway import ledger
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
+from gateway.fields import values
 from gateway.limits import Client, Flight
 from gateway.middleware import Outgoing
 from gateway.money import format_credits
 from gateway.node import Behind, Node, unavailable
+from gateway.pricing.quote import Quote
 from gateway.proxy import cors, headers, location, outcome, replies
 from gateway.proxy.body import Body
+from gateway.proxy.metering import Metering
 from gateway.proxy.pace import ended_uncharged
 from gateway.proxy.routes_table import Route, upstream_target
 from gateway.proxy.streaming import Caller, all_but_the_end
@@ -61,6 +64,7 @@ class Ticket(NamedTuple):
     signer: Signer | None
     receipt: replies.Receipt | None
     flight: Flight
+    price: Quote | None = None  # its quote, where what it comes to hangs on the answer
 
 
 async def run(
@@ -79,7 +83,7 @@ async def run_call(call: HeldCall, incoming: Incoming) -> None:
     hold = ticket.hold
     node.in_flight[hold.id] = hold  # from here its lease is renewed (leases.py)
     try:
-        async with _open(node, incoming, ticket) as answer:
+        async with _open(call, incoming) as answer:
             await call.relay(answer)
     except Problem as problem:
         await call.failed(problem)
@@ -95,8 +99,9 @@ async def run_call(call: HeldCall, incoming: Incoming) -> None:
             ended_uncharged(node, hold.account_id, incoming.client)
 
 
-def _open(node: Node, incoming: Incoming, ticket: Ticket) -> open_upstream:
-    route, hold = incoming.route, ticket.hold
+def _open(call: HeldCall, incoming: Incoming) -> open_upstream:
+    node, ticket, route = call.node, call.ticket, incoming.route
+    hold = ticket.hold
     behind = node.upstreams[route.upstream]
     request_id = (b"farebox-request-id", hold.request_id.encode("latin-1"))
     if ticket.signer is not None:
@@ -111,7 +116,11 @@ def _open(node: Node, incoming: Incoming, ticket: Ticket) -> open_upstream:
         if ticket.receipt is not None:
             ours.append((b"farebox-payer", ticket.receipt.payer.encode()))
     fields = incoming.headers
-    if route.failed_if.by_content:
+    if call.metering is not None:
+        wishes = b",".join(values(fields, b"farebox-prefer"))
+        ours += call.metering.ours(incoming.body.size, wishes)
+        fields = outcome.without_parts(fields)
+    elif route.failed_if.by_content:
         fields = outcome.without_parts(fields)
         ours.append(outcome.UNCOMPRESSED)
     return open_upstream(
@@ -159,6 +168,17 @@ class HeldCall:
         self._send = send
         self._started = False
         self.charged = False
+        price = ticket.price
+        self.metering = (
+            None
+            if price is None
+            else Metering(
+                price,
+                ticket.hold.max_units,
+                node.settings.credits.per_usd,
+                by_upstream=route.amount_from == "upstream",
+            )
+        )
 
     async def relay(self, answer: Answer) -> None:
         """Pass an upstream's answer on, charged if it counts as success."""
@@ -173,6 +193,8 @@ class HeldCall:
             await self.failed(problem, f"upstream_status_{answer.status}")
             return
         limit = self.node.settings.server.buffer_answer_bytes
+        if self.metering is not None:
+            self.metering.begin(answer)
         if outcome.streams(answer.headers):
             await self._streamed(answer, b"")
             return
@@ -189,6 +211,8 @@ class HeldCall:
 
     async def _whole(self, answer: Answer, body: bytes) -> None:
         """Short enough: the charge is durable before the first byte leaves."""
+        if self.metering is not None:
+            self.metering.whole(body)
         fields = self._fields(answer)
         stored = ledger.Answer(answer.status, _storable(fields), body)
         closed = await self._close(self._reason(answer, body), stored)
@@ -209,7 +233,8 @@ class HeldCall:
         """Too long to keep back: it starts under the durable hold, its end waits for the charge."""
         kept = self._fields(answer)
         fields = list(kept)
-        if answer.content_length is not None:
+        metering = self.metering
+        if answer.content_length is not None and (metering is None or not metering.stream):
             fields.append((b"content-length", str(answer.content_length).encode()))
         per_usd = self.node.settings.credits.per_usd
         hold = self.ticket.hold
@@ -223,8 +248,10 @@ class HeldCall:
         await self._start(answer.status, fields)
         caller = Caller(self._receive, self._send, answer)
         keep_bytes = self.node.settings.server.buffer_answer_bytes
+        if metering is not None and metering.with_costs:
+            keep_bytes = 0  # what stands in it of us is not part of the answer
         try:
-            rest = await all_but_the_end(answer, first, caller, keep_bytes)
+            rest = await all_but_the_end(answer, first, caller, keep_bytes, metering)
             slow = caller.slow
         except Problem:
             if caller.absent:
@@ -234,9 +261,14 @@ class HeldCall:
             raise
         finally:
             caller.forget()
+        copy = None if metering is not None and metering.cut else rest.copy
         reason = self._reason(answer, rest.copy, caller_was_slow=slow)
-        await self._close(reason, ledger.Answer(answer.status, _storable(kept), rest.copy))
-        await self._send({"type": "http.response.body", "body": rest.last})
+        closed = await self._close(reason, ledger.Answer(answer.status, _storable(kept), copy))
+        last = rest.last
+        if metering is not None and metering.stream:
+            charged, available = closed.transfer.amount_units, closed.balance.available_units
+            last += metering.farewell(hold.request_id, charged, available)
+        await self._send({"type": "http.response.body", "body": last})
 
     def _fields(self, answer: Answer) -> list[tuple[bytes, bytes]]:
         """The upstream's header fields as the caller may see them, without a length."""
@@ -293,8 +325,14 @@ class HeldCall:
         """Capture, or void for ``reason``. Raises ``Problem`` if the charge is not durable."""
         hold = self.ticket.hold
         amount = hold.max_units if reason is None else 0
+        breakdown = None
+        if self.metering is not None and reason is None:
+            made = self.metering.charge()
+            amount, breakdown = made.units, self.metering.lines_of(made)
         try:
-            return await self._submit(ledger.Close(hold, amount, reason, answer))
+            return await self._submit(
+                ledger.Close(hold, amount, reason, answer, breakdown=breakdown)
+            )
         except (DatabaseUnavailable, CommitUnknown) as error:
             raise unavailable(error) from error
 

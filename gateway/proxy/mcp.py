@@ -28,9 +28,9 @@ from gateway.middleware import Outgoing, log_id, read_body
 from gateway.node import Node, unavailable
 from gateway.payments.rails import content_hash
 from gateway.payments.wire import decode_object
-from gateway.pricing.quote import PriceRequest, Quote, quote
+from gateway.pricing.quote import Quote
 from gateway.proxy import body as bodies
-from gateway.proxy import cors, forward, free, headers, paid, replies, runs
+from gateway.proxy import cors, events, forward, free, headers, paid, replies, runs
 from gateway.proxy import mcp_messages as messages
 from gateway.proxy.identity import (
     Caller,
@@ -43,6 +43,7 @@ from gateway.proxy.identity import (
 from gateway.proxy.mcp_call import MAX_RESULT_BYTES, ToolCall
 from gateway.proxy.mcp_messages import Message
 from gateway.proxy.outcome import UNCOMPRESSED, streams
+from gateway.proxy.quoting import bound, quote_of, within_ceiling
 from gateway.proxy.routes_table import McpMount, Route, upstream_target
 from gateway.proxy.target import Target
 from gateway.proxy.upstream import open_upstream
@@ -118,7 +119,14 @@ class _Asked:
         # "#" stands in no target on the wire: an offer for a tool is good for that tool only.
         raw = target.raw + b"#tool/" + quoted(message.tool, safe="").encode()
         self.request = paid.Request(
-            route, "POST", replace(target, raw=raw), incoming, node.now_s(), client, None
+            route,
+            "POST",
+            replace(target, raw=raw),
+            incoming,
+            node.now_s(),
+            client,
+            None,
+            bound=bound(route, message.arguments),
         )
 
 
@@ -148,7 +156,7 @@ async def _taken(call: _Asked) -> forward.Ticket | replies.Reply:
     caller = await _caller(call, price)
     if caller.signer is None and caller.presented is None:
         raise paid.challenge_of(node, request, price)
-    paid.within_ceiling(caller, price)
+    within_ceiling(caller, price)
     run = runs.run_of(call.incoming)
     target = request.target.raw
     content = content_hash(b"POST", target, call.message.arguments, (run or "").encode())
@@ -185,14 +193,9 @@ async def _caller(call: _Asked, price: Quote) -> Caller:
 
 
 def _quote(call: _Asked) -> Quote:
-    route = call.request.route
-    if route.fixed is not None:
-        return route.fixed
-    target = call.target
-    asked = PriceRequest(
-        "POST", target.path, target.query, b"application/json", call.message.arguments
-    )
-    return quote(route.price, asked)
+    """By the tool's arguments, which are its body."""
+    message = call.message
+    return quote_of(call.request.route, "POST", call.target, [_JSON], message.arguments)
 
 
 async def _again(call: _Asked, reply: replies.Reply, send: Outgoing) -> None:
@@ -200,7 +203,7 @@ async def _again(call: _Asked, reply: replies.Reply, send: Outgoing) -> None:
     if reply.status != 200:
         await replies.send(reply, "POST", send)
         return
-    stored = messages.object_of(reply.body)
+    stored = events.object_of(reply.body)
     if stored is None or "jsonrpc" not in stored:
         text = json.dumps(stored)
         stored = {"jsonrpc": "2.0", "result": {"content": [{"type": "text", "text": text}]}}
@@ -248,14 +251,14 @@ Show = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def _shown(body: bytes, show: Show) -> bytes:
-    found = messages.object_of(body)
+    found = events.object_of(body)
     return body if found is None else json.dumps(show(found)).encode()
 
 
 def _shown_events(body: bytes, show: Show) -> bytes:
     out = b""
-    while (parts := messages.split(body)) is not None:
+    while (parts := events.split(body)) is not None:
         event, body = parts
-        found = messages.data_of(event)
+        found = events.data_of(event)
         out += event if found is None else messages.event(show(found))
     return out + body

@@ -15,7 +15,7 @@ from typing import Any, Final
 from gateway import ledger
 from gateway.errors import Problem
 from gateway.money import format_credits
-from gateway.proxy import cors, outcome, replies
+from gateway.proxy import cors, events, outcome, replies
 from gateway.proxy import mcp_messages as messages
 from gateway.proxy.forward import HeldCall
 from gateway.proxy.streaming import Caller
@@ -38,17 +38,20 @@ class ToolCall(HeldCall):
         """Pass the upstream's answer on, charged if it is a result that is no error."""
         if answer.status != 200:  # a session that ended, and other words of the transport
             await super().relay(answer)
-        elif outcome.streams(answer.headers):
-            await self._events(answer)
         else:
-            await self._one(answer)
+            if self.metering is not None:
+                self.metering.begin(answer)
+            if outcome.streams(answer.headers):
+                await self._events(answer)
+            else:
+                await self._one(answer)
 
     async def _one(self, answer: Answer) -> None:
         body, whole = await answer.read(MAX_RESULT_BYTES)
-        found = messages.object_of(body) if whole else None
+        found = events.object_of(body) if whole else None
         if found is None or not messages.answers(found, self._message_id):
             raise Problem("upstream_error", "The upstream's answer is no response to this call.")
-        closed, told = await self._decided(found)
+        closed, told = await self._decided(found, len(body))
         kept = [pair for pair in self._fields(answer) if pair[0] != b"content-type"]
         text = json.dumps(told).encode()
         await self._all([*kept, _JSON], closed, text)
@@ -61,7 +64,7 @@ class ToolCall(HeldCall):
             async with aclosing(answer.chunks()) as pieces:
                 while piece := await self._next(pieces, caller):
                     waiting += piece
-                    while (parts := messages.split(waiting)) is not None:
+                    while (parts := events.split(waiting)) is not None:
                         event, waiting = parts
                         if await self._last(event, caller):
                             return
@@ -88,9 +91,9 @@ class ToolCall(HeldCall):
 
     async def _last(self, event: bytes, caller: Caller) -> bool:
         """Pass an event on, or end the call with it: then it was the last one."""
-        found = messages.data_of(event)
+        found = events.data_of(event)
         if found is not None and messages.answers(found, self._message_id):
-            _, told = await self._decided(found)
+            _, told = await self._decided(found, len(event))
             await self._send({"type": "http.response.body", "body": messages.event(told)})
             return True
         if await caller.take(event):
@@ -110,8 +113,12 @@ class ToolCall(HeldCall):
         lines = [(name.lower().encode(), value.encode("latin-1")) for name, value in pairs]
         await self._start(200, [*self._fields(answer), *lines])
 
-    async def _decided(self, found: dict[str, Any]) -> tuple[ledger.Closed, dict[str, Any]]:
-        """End the hold by a response; the response as the caller may see it."""
+    async def _decided(
+        self, found: dict[str, Any], length: int
+    ) -> tuple[ledger.Closed, dict[str, Any]]:
+        """End the hold by a response of so many bytes; the response as the caller may see it."""
+        if self.metering is not None:
+            self.metering.message(found, length)
         reason = messages.why_not_charged(found)
         clean = messages.with_meta(found, {})
         stored = ledger.Answer(200, _KIND, json.dumps(clean).encode())

@@ -11,7 +11,6 @@ asks for payment would have the client pay whoever it names.
 from __future__ import annotations
 
 import json
-import re
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,8 +29,6 @@ EVERY: Final = "*"
 INTERNAL_ERROR: Final = -32603
 _MEMBERS: Final = frozenset({"jsonrpc", "method", "params", "id", "result", "error"})
 _PARAMS: Final = frozenset({"name", "arguments", "_meta"})
-_ENDS: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
-_LINE: Final = re.compile(rb"\r\n|\n|\r")
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,27 +237,6 @@ def _priced(tool: dict[str, Any], route: Route, per_usd: int) -> dict[str, Any]:
 
 
 # -- events -------------------------------------------------------------------------------------
-
-
-def split(waiting: bytes) -> tuple[bytes, bytes] | None:
-    """The first whole event of a stream (WHATWG HTML, server-sent events), and what follows."""
-    found = _ENDS.search(waiting)
-    return None if found is None else (waiting[: found.end()], waiting[found.end() :])
-
-
-def data_of(event: bytes) -> dict[str, Any] | None:
-    """The message that an event holds; None if it holds none."""
-    lines = [line[5:].removeprefix(b" ") for line in _LINE.split(event) if line[:5] == b"data:"]
-    return object_of(b"\n".join(lines))
-
-
-def object_of(text: bytes) -> dict[str, Any] | None:
-    """A JSON object of an upstream; None if it is none."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def event(value: object) -> bytes:

@@ -21,16 +21,15 @@ from gateway.errors import Problem
 from gateway.fields import by_name, first, values
 from gateway.limits import Client, Flight
 from gateway.middleware import Outgoing
-from gateway.money import format_usd, parse_usd
 from gateway.node import Node, unavailable
 from gateway.payments import challenge, from_credits, identifier, offers, x402
 from gateway.payments.from_credits import MakeHold
 from gateway.payments.order import CameWith, asset_of
 from gateway.payments.rails import content_hash
 from gateway.payments.wire import DECLARED, Presented
-from gateway.pricing.quote import PriceRequest, Quote, quote
+from gateway.pricing.quote import Quote
 from gateway.proxy import body as bodies
-from gateway.proxy import forward, replies, runs, siwx, unpaid
+from gateway.proxy import forward, quoting, replies, runs, siwx, unpaid
 from gateway.proxy.again import run_again
 from gateway.proxy.identity import Caller, Headers, auth_problem, guard_of, identify
 from gateway.proxy.pace import Pace, refuse_uncharged, take_off
@@ -55,6 +54,7 @@ class Request(NamedTuple):
     client: Client
     pace: Pace | None  # on routes with a rate limit
     tag: bytes | None = siwx.UNREAD  # what a challenge can say of its body (siwx.py)
+    bound: bytes = b""  # what an offer says of its body (quoting.py)
 
 
 async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) -> None:
@@ -73,11 +73,13 @@ async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) 
             # when the terms were others, is not for here: its repeat is answered from store.
             asset_of(node.rails.chain_of(presented), presented)
     except Problem as refusal:
-        if refusal.meaning.status == 402:
-            request = await _looked_at(request, receive, send)
-        raise refusal_of(node, request, _quote(request, None), presented, refusal) from None
+        if refusal.meaning.status != 402:
+            raise
+        request, price = await _looked_at(node, request, receive, send)
+        raise refusal_of(node, request, price, presented, refusal) from None
     if caller.signer is None and presented is None:
-        await _unpaid(node, await _looked_at(request, receive, send), send)
+        request, price = await _looked_at(node, request, receive, send)
+        await _unpaid(node, request, price, send)
         return
     body = await _body(node, request, caller, receive, send.body_that_came())
     try:
@@ -93,9 +95,8 @@ async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) 
         body.close()
 
 
-async def _unpaid(node: Node, request: Request, send: Outgoing) -> None:
+async def _unpaid(node: Node, request: Request, price: Quote, send: Outgoing) -> None:
     """The 402 of a request that says nothing about who sends it."""
-    price = _quote(request, None)
     accept = b",".join(values(request.headers, b"accept"))
     if request.pace is not None or b"html" in accept.lower():
         raise challenge_of(node, request, price)
@@ -105,6 +106,7 @@ async def _unpaid(node: Node, request: Request, send: Outgoing) -> None:
         _asked(request, price),
         request.now_s,
         send.log_id,
+        at_most=not price.exact,
         description=request.route.description,
         extensions=_extensions(node, request, price),
     )
@@ -117,23 +119,53 @@ def _extensions(node: Node, request: Request, price: Quote) -> str:
     return siwx.extension(node, method, request.target, request.tag, units, request.now_s, beside)
 
 
-async def _looked_at(request: Request, receive: Receive, send: Outgoing) -> Request:
+async def _looked_at(
+    node: Node, request: Request, receive: Receive, send: Outgoing
+) -> tuple[Request, Quote]:
+    """What a request that is answered with a 402 would cost, as far as its body has to be seen."""
+    if request.route.needs_body:
+        body = await _body(node, request, None, receive, send.body_that_came())
+        try:
+            if body.size:
+                return _priced(request, body)
+            # Who sends none asks what it may cost.
+            return request._replace(tag=siwx.tag_of(body)), _quote(request, None)
+        finally:
+            body.close()
     tag = await siwx.look(receive, request.headers, send.body_that_came())
-    return request._replace(tag=tag)
+    request = request._replace(tag=tag)
+    return request, _quote(request, None)
+
+
+def _quote(request: Request, body: bytes | None) -> Quote:
+    return quoting.quote_of(request.route, request.method, request.target, request.headers, body)
+
+
+def _priced(request: Request, body: bodies.Body) -> tuple[Request, Quote]:
+    """A request whose body has been read whole, and the most it can cost."""
+    route, tag = request.route, siwx.tag_of(body)
+    if route.fixed is not None:
+        return request._replace(tag=tag), route.fixed
+    bound = quoting.bound(route, body.data or b"")
+    return request._replace(tag=tag, bound=bound), _quote(request, body.data)
 
 
 async def _body(
-    node: Node, request: Request, caller: Caller, receive: Receive, came: bytes | None
+    node: Node, request: Request, caller: Caller | None, receive: Receive, came: bytes | None
 ) -> bodies.Body:
     """The whole body. It is needed before the hold: a digest may have been signed, and the request
     id is burnt for these very bytes."""
     server = node.settings.server
+    signer = None if caller is None else caller.signer
+    limit, memory = server.max_body_bytes, server.body_memory_bytes
+    if request.route.needs_body:
+        limit, memory = min(limit, quoting.MOST_BYTES), quoting.MOST_BYTES
     return await bodies.read(
         receive,
         request.headers,
-        limit=server.max_body_bytes,
-        memory=server.body_memory_bytes,
-        algorithms=() if caller.signer is None else [name for name, _ in caller.signer.digests],
+        limit=limit,
+        memory=memory,
+        algorithms=() if signer is None else [name for name, _ in signer.digests],
         came=came,
     )
 
@@ -142,8 +174,7 @@ async def _taken(
     node: Node, request: Request, caller: Caller, body: bodies.Body
 ) -> forward.Ticket | replies.Reply:
     """From a whole body to the hold, or to the answer of a request that is known already."""
-    request = request._replace(tag=siwx.tag_of(body))
-    price = _quote(request, body.data)
+    request, price = _priced(request, body)
     if caller.signer is not None:
         try:
             check_digests(caller.signer, body.size, body.digests)
@@ -152,7 +183,7 @@ async def _taken(
                 wrong = Problem("invalid_siwx_nonce", error.detail)
                 raise refusal_of(node, request, price, None, wrong) from None
             raise auth_problem(node, request.method, request.target, error) from None
-    within_ceiling(caller, price)
+    quoting.within_ceiling(caller, price)
     run = runs.run_of(request.headers)
     content = _content(request, body)
     try:
@@ -163,39 +194,6 @@ async def _taken(
         raise unavailable(error) from error
 
 
-def _quote(request: Request, body: bytes | None) -> Quote:
-    """``body`` None: it has not been read, or is longer than what is kept in memory."""
-    if request.route.fixed is not None:
-        return request.route.fixed
-    return quote(
-        request.route.price,
-        PriceRequest(
-            method=request.method,
-            path=request.target.path,
-            query=request.target.query,
-            content_type=first(request.headers, b"content-type"),
-            body=body,
-        ),
-    )
-
-
-def within_ceiling(caller: Caller, price: Quote) -> None:
-    """Nobody pays more than they signed for."""
-    if caller.signer is None or caller.signer.ceiling is None:
-        return
-    try:
-        ceiling_units = parse_usd(caller.signer.ceiling)
-    except ValueError as error:
-        raise Problem("invalid_request", f"Farebox-Max: {error}.") from None
-    if price.max_units > ceiling_units:
-        raise Problem(
-            "price_above_ceiling",
-            f"This call can cost {format_usd(price.max_units)}, more than the signed ceiling of "
-            f"{format_usd(ceiling_units)}.",
-            members={"price_units": price.max_units, "ceiling_units": ceiling_units},
-        )
-
-
 def _content(request: Request, body: bodies.Body) -> bytes:
     named = by_name(request.headers)
     asking = [b"\x00".join(named.get(name, ())) for name in _ASKING]
@@ -203,7 +201,7 @@ def _content(request: Request, body: bodies.Body) -> bytes:
 
 
 def _asked(request: Request, price: Quote) -> offers.Asked:
-    return offers.Asked(request.method, request.target.raw, price.max_units)
+    return offers.Asked(request.method, request.target.raw, price.max_units, request.bound)
 
 
 def challenge_of(
@@ -222,6 +220,7 @@ def challenge_of(
         request.now_s,
         balance_units=balance_units,
         needed_units=needed_units,
+        at_most=not price.exact,
         description=request.route.description,
         refusal=refusal,
         extensions=_extensions(node, request, price),
@@ -264,6 +263,10 @@ async def take_hold(  # noqa: PLR0917  (one caller)
     refuse_uncharged(node, account_id, request.client)
     units = price.max_units
     if caller.ceiling_units is not None:  # the challenge locked it, as an offer does
+        if caller.ceiling_units < units and request.route.needs_body and request.tag is None:
+            # It says nothing of a body so long: it may have been made for a cheaper one.
+            wrong = Problem("invalid_siwx_nonce", "The challenge is for a call that costs less.")
+            raise refusal_of(node, request, price, None, wrong)
         units = min(units, caller.ceiling_units)
     step = hold(account_id, units)
     flight = take_off(node, account_id, request.client)
@@ -391,7 +394,8 @@ async def _settle_hold(  # noqa: PLR0917  (one shape for both ways to a hold)
     match outcome:
         case ledger.Held(hold=row, balance=balance):
             flight = flight or take_off(node, row.account_id, request.client)
-            return forward.Ticket(row, balance, caller.signer, receipt, flight)
+            metered = price if request.route.metered else None
+            return forward.Ticket(row, balance, caller.signer, receipt, flight, metered)
         case ledger.Repeated(hold=row, close=close):
             return await replies.repeat(node, row, close, receipt)
         case ledger.Conflict():

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.errors import NextAction, Problem
-from gateway.ledger import activity, read
+from gateway.ledger import activity, breakdowns, read
 from gateway.node import Node
 from gateway.own import (
     amount,
@@ -63,7 +63,8 @@ _FILTERS: Final = frozenset(
 
 async def request_outcome(request: Request) -> Response:
     """``GET v1/requests/{id}``: every call of the signing wallet's account with this id or
-    Idempotency-Key, the newest first, each audited: the terms it was priced by, the entries it
+    Idempotency-Key, the newest first, each with what its charge is made of (``breakdown``, lines
+    that add up to it) and audited: the terms it was priced by, the entries it
     made, the lots that paid and the transactions that had bought those.
 
     A call that was run again is there with all its runs.
@@ -82,6 +83,7 @@ async def request_outcome(request: Request) -> Response:
             for hold in sorted(found.values(), key=lambda hold: (-hold.at_ms, -hold.id)):
                 charge = await read.charge_of(tx, hold.id)
                 told = receipt_of_call(node, hold, charge)
+                told["breakdown"] = await breakdowns.of_call(tx, charge.close)
                 calls.append({**told, "audit": await audited(node, tx, hold, charge)})
     if not calls:
         raise _nothing(node, "No call of this account has this request id.")

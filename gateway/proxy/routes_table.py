@@ -68,6 +68,10 @@ class Route:
     """The quote of every request, where no request can change it."""
     extensions: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     """What its 402s declare, by method: members of ``extensions`` as JSON text."""
+    metered: bool = False
+    """Whether an answer can change what its call comes to."""
+    needs_body: bool = False
+    """Whether a body can change what its call costs."""
 
     @property
     def public_pattern(self) -> str:
@@ -322,6 +326,8 @@ def _compile_route(
         pattern=settings.path,
         price=price,
         fixed=quote(price, PriceRequest("", b"", None, b"", None)) if fixed else None,
+        metered=price.metered or settings.amount_from == "upstream",
+        needs_body=price.needs_body,
         rate_limit=settings.rate_limit,
         charge=settings.charge,
         failed_if=rules_of(settings.failed_if),

@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gateway.proxy.metering import Metering
 from gateway.proxy.upstream import Answer
 
 Receive = Callable[[], Awaitable[Any]]
@@ -111,7 +112,13 @@ class _Copy:
         return None if self._pieces is None else b"".join(self._pieces)
 
 
-async def all_but_the_end(answer: Answer, first: bytes, caller: Caller, keep_bytes: int) -> Rest:
+async def all_but_the_end(
+    answer: Answer,
+    first: bytes,
+    caller: Caller,
+    keep_bytes: int,
+    metering: Metering | None = None,
+) -> Rest:
     """Pass on what leaves the answer incomplete; give what makes it whole.
 
     ``first`` has been read already. With a length the last piece is kept back. Without one every
@@ -121,7 +128,12 @@ async def all_but_the_end(answer: Answer, first: bytes, caller: Caller, keep_byt
     """
     left = answer.content_length
     copy = _Copy(keep_bytes)
-    async with aclosing(answer.chunks()) as pieces:
+    chunks = answer.chunks()
+    if metering is not None:
+        chunks, first = metering.pieces(answer, first), b""
+        if metering.stream:
+            left = None  # more may stand in it for the caller than came
+    async with aclosing(chunks) as pieces:
         piece = first or await anext(pieces, b"")
         while piece:
             copy.add(piece)

@@ -30,6 +30,7 @@ def answer(
     now_s: int,
     request_id: str,
     *,
+    at_most: bool = False,
     description: str = "",
     extensions: str = "",
 ) -> tuple[bytes, bytes]:
@@ -39,7 +40,7 @@ def answer(
     request by a program (``Vary: Accept`` is among the lines). Only the tokens differ, as they do
     between any two.
     """
-    form = _form(offers.Same(settings), asked.price_units, description, bool(extensions))
+    form = _form(offers.Same(settings), asked.price_units, at_most, description, bool(extensions))
     tokens = offers.seal_each(keys, asked, form.covered, now_s + settings.server.offer_timeout_s)
     parts = (
         _inside(asked.target.decode("ascii")),
@@ -78,7 +79,9 @@ class _Form(NamedTuple):
 
 # Bounded: prices come from callers too, where they depend on what is asked.
 @lru_cache(maxsize=512)
-def _form(same: offers.Same, price_units: int, description: str, extended: bool) -> _Form:
+def _form(
+    same: offers.Same, price_units: int, at_most: bool, description: str, extended: bool
+) -> _Form:
     settings = same.settings
     method, target, request_id, extensions = (secrets.token_hex(16) for _ in range(4))
     problem = challenge.for_call(
@@ -86,6 +89,7 @@ def _form(same: offers.Same, price_units: int, description: str, extended: bool)
         offers.Keys("", {bytes(4): secrets.token_bytes(32)}, bytes(4)),
         offers.Asked(method, b"/" + target.encode(), price_units),
         0,
+        at_most=at_most,
         description=description,
         extensions=dumps(extensions) if extended else "",
     )

@@ -18,6 +18,7 @@ from gateway.ledger import (
     Reverse,
     Withheld,
     audit,
+    breakdowns,
 )
 from tests.gateway.ledger.helpers import (
     T0,
@@ -150,6 +151,8 @@ DISTURBED = {
     "UPDATE payment SET state = 'succeeded' WHERE id = 'going'": {"I6_payout_is_its_payment"},
     "UPDATE payment SET state = 'failed' WHERE id = 'paid'": {"I6_payout_is_its_payment"},
     "UPDATE payment SET amount_units = 6 WHERE id = 'paid'": {"I6_payout_is_its_payment"},
+    "UPDATE breakdown SET amount_units = amount_units + 1": {"I1_breakdown_is_the_charge"},
+    "UPDATE breakdown SET hold_id = hold_id + 900000": {"I1_breakdown_is_the_charge"},
     "DELETE FROM hold_limit": {"I8_limited_hold_is_of_its_lots"},
     "UPDATE hold_limit SET hold_id = hold_id + 900000": {"I8_limited_hold_is_of_its_lots"},
     "UPDATE hold_limit SET lot_id = lot_id + 1": {"I8_limited_hold_is_of_its_lots"},
@@ -179,7 +182,8 @@ async def _books(db: Database) -> None:
     assert pinned.max_units == 4
     await one(db, Expire(account), T0 + 100)
     row = await held(db, hold(account, "r", 6), T0 + 101)
-    await one(db, capture(row, 6), T0 + 101)
+    lines = breakdowns.text_of([{"for": "call", "units": 7}, {"for": "cut", "units": -1}])
+    await one(db, replace(capture(row, 6), breakdown=lines), T0 + 101)
     await one(db, void(await held(db, hold(account, "v", 6), T0 + 101)), T0 + 101)
     await held(db, hold(account, "open", 1), T0 + 101)
     await _disputed(db)
@@ -248,7 +252,7 @@ async def _unlock(db: Database) -> None:
         for table in (
             *("hold", "transfer", "segment", "mint_key"),
             *("refund", "refund_part", "operator_action", "batch"),
-            *("payout", "payout_end", "hold_limit"),
+            *("payout", "payout_end", "hold_limit", "breakdown"),
         ):
             await tx.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import Problem
+from gateway.proxy import events
 from gateway.proxy import mcp_messages as messages
 from gateway.proxy.routes_table import McpMount, compile_routes
 from tests.gateway.payments.parts import settings_for
@@ -137,12 +138,12 @@ def test_what_is_charged(answer: dict[str, Any], reason: str | None) -> None:
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 def test_events_are_told_apart(end: bytes) -> None:
     lines = [b": a note", b'data: {"id": 1,', b'data:"result": {}}', b"", b"data: {}", b"", b"da"]
-    first = messages.split(end.join(lines))
+    first = events.split(end.join(lines))
     assert first is not None
-    assert messages.data_of(first[0]) == {"id": 1, "result": {}}
-    second = messages.split(first[1])
-    assert second is not None and messages.data_of(second[0]) == {}
-    assert messages.split(second[1]) is None
+    assert events.data_of(first[0]) == {"id": 1, "result": {}}
+    second = events.split(first[1])
+    assert second is not None and events.data_of(second[0]) == {}
+    assert events.split(second[1]) is None
 
 
 def test_the_response_to_ours() -> None:

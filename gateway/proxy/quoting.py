@@ -1,0 +1,63 @@
+"""What a request can cost at most, where that hangs on the request itself.
+
+A price that hangs on the body is quoted from the very bytes that are hashed and sent up; then an
+offer is for that body and no other: else somebody could take the offer for a cheap one, and send
+the dear one with it.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Final
+
+from gateway.errors import Problem
+from gateway.fields import Fields, values
+from gateway.money import format_usd, parse_usd
+from gateway.pricing.quote import PriceRequest, Quote, quote
+from gateway.proxy.identity import Caller, Headers
+from gateway.proxy.routes_table import Route
+from gateway.proxy.target import Target
+
+MOST_BYTES: Final = 1 << 20
+"""A body that decides a price is no longer than this: it is read whole, by us and at once."""
+
+
+def quote_of(
+    route: Route, method: str, target: Target, headers: Headers | Fields, body: bytes | None
+) -> Quote:
+    """The quote of a request. ``body`` None: it has not been read. Raises ``Problem``."""
+    if route.fixed is not None:
+        return route.fixed
+    kind = b""
+    if route.needs_body and body is not None:
+        kind = b",".join(values(headers, b"content-type"))  # of two nobody knows which one counts
+        coded = (value.lower() for value in values(headers, b"content-encoding"))
+        if any(value != b"identity" for value in coded):
+            raise Problem(
+                "unsupported_media_type",
+                "The price of this call depends on its body: send it without a content encoding.",
+            )
+    path = target.decoded[len(route.mount.rstrip("/")) :] or b"/"
+    return quote(route.price, PriceRequest(method, path, target.query, kind, body))
+
+
+def bound(route: Route, body: bytes) -> bytes:
+    """What an offer says of the body it is for; nothing where the body does not matter."""
+    return b"#body/" + sha256(body).digest() if route.needs_body else b""
+
+
+def within_ceiling(caller: Caller, price: Quote) -> None:
+    """Nobody pays more than they signed for."""
+    if caller.signer is None or caller.signer.ceiling is None:
+        return
+    try:
+        ceiling_units = parse_usd(caller.signer.ceiling)
+    except ValueError as error:
+        raise Problem("invalid_request", f"Farebox-Max: {error}.") from None
+    if price.max_units > ceiling_units:
+        raise Problem(
+            "price_above_ceiling",
+            f"This call can cost {format_usd(price.max_units)}, more than the signed ceiling of "
+            f"{format_usd(ceiling_units)}.",
+            members={"price_units": price.max_units, "ceiling_units": ceiling_units},
+        )
