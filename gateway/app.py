@@ -21,6 +21,7 @@ from chain.rpc import Rpc
 from gateway import cache, ledger
 from gateway.accounts import routes as account_routes
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
+from gateway.discovery import routes as discovery_routes
 from gateway.errors import Problem
 from gateway.facilitator import routes as facilitator_routes
 from gateway.fields import values
@@ -28,7 +29,7 @@ from gateway.ledger import prices
 from gateway.limits import Limits, client_of
 from gateway.middleware import Outgoing, edge
 from gateway.migrations.run import migrate
-from gateway.node import Behind, Node, unavailable
+from gateway.node import Node, unavailable
 from gateway.observe import log
 from gateway.own import NODE, node_of
 from gateway.payments import card, exposure, offers, stripe, watcher
@@ -36,11 +37,12 @@ from gateway.payments import routes as payment_routes
 from gateway.payments.rails import Rails
 from gateway.proxy import advice, cors, free, mcp, paid
 from gateway.proxy import routes as request_routes
-from gateway.proxy.client import UpstreamClient, parse_origin
+from gateway.proxy.client import UpstreamClient
 from gateway.proxy.pace import Pace
 from gateway.proxy.routes_table import McpMount, MethodNotAllowed, compile_routes, is_reserved
 from gateway.proxy.routes_table import Route as PricedRoute
 from gateway.proxy.target import Target, from_scope
+from gateway.reload import behind
 from gateway.settings import Server, Settings
 from gateway.web import routes as web_routes
 from gateway.web.required import payment_required, wants_page
@@ -83,17 +85,7 @@ async def open_node(settings: Settings) -> Node:
         writer=writer,
         rails=Rails(settings, db, keys, rpcs),
         routes=compile_routes(settings.upstreams),
-        upstreams={
-            upstream.name: Behind(
-                upstream,
-                parse_origin(upstream.url),
-                tuple(
-                    (name.lower().encode(), secret.get_secret_value().encode())
-                    for name, secret in upstream.inject
-                ),
-            )
-            for upstream in settings.upstreams
-        },
+        upstreams=behind(settings.upstreams),
         client=UpstreamClient(),
         limits=_limits(settings.server, keys.deployment),
         cards=cards,
@@ -188,6 +180,7 @@ def build(node: Node) -> ASGIApp:
             *payment_routes.ROUTES,
             *facilitator_routes.ROUTES,
             *request_routes.ROUTES,
+            *discovery_routes.ROUTES,
             *web_routes.ROUTES,
         ]
     )

@@ -1,40 +1,97 @@
-"""``farebox routes``: what is sold, for how much, and what of it is not charged."""
+"""What is sold, for how much, and what of it is not charged: for ``farebox routes`` and for
+``GET v1/prices``.
+
+Made from the settings by the same rules that price requests, and anew for new settings: a list can
+say nothing else than a 402.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
-from gateway.forms import Member
-from gateway.settings import FailedIf, Settings
+from gateway.forms import Member, Price
+from gateway.money import UNITS_PER_USD, format_credits, format_usd
+from gateway.settings import FailedIf, Route, Settings, Upstream
 
 
 def table(settings: Settings) -> list[dict[str, Any]]:
     """The priced routes and tools, in the order they are tried."""
+    return [
+        {
+            "upstream": upstream.name,
+            "mount": upstream.mount,
+            "match": match,
+            **_of_price(price),
+            "failed_if": None if rules is None else _rules(rules),
+            "failed_if_text": _words(rules),
+        }
+        for upstream, match, price, rules, _ in _sold(settings)
+    ]
+
+
+def public(settings: Settings) -> dict[str, Any]:
+    """The same for callers: where they find what is sold, and what credits cost."""
+    per_usd = settings.credits.per_usd
+    return {
+        "credits_per_usd": per_usd,
+        "units_per_usd": UNITS_PER_USD,
+        "packs": [_amount(units, per_usd) for units in settings.credits.packs_units],
+        "prices": [
+            _row(upstream, match, price, rules, route, per_usd)
+            for upstream, match, price, rules, route in _sold(settings)
+        ],
+    }
+
+
+Sold = tuple[Upstream, str, Price, FailedIf | None, Route | None]
+
+
+def _sold(settings: Settings) -> Iterator[Sold]:
+    for upstream in settings.upstreams:
+        for route in upstream.routes:
+            rules = None if route.price.rule == "free" else route.failed_if
+            yield upstream, route.match, route.price, rules, route
+        for name, price in upstream.tools:
+            yield upstream, f"tool {name}", price, None, None
+
+
+def _of_price(price: Price) -> dict[str, Any]:
     from gateway.pricing.rules import compile_price
 
-    rows = []
-    for upstream in settings.upstreams:
-        priced: list[tuple[str, Any, FailedIf | None]]
-        priced = [(route.match, route.price, route.failed_if) for route in upstream.routes]
-        priced += [(f"tool {name}", price, None) for name, price in upstream.tools]
-        for match, price, failed_if in priced:
-            terms = compile_price(price).describe()
-            free = terms.get("price_units") == 0
-            text = "free" if free else terms.get("price", terms["rule"])
-            rules = None if free or failed_if is None else failed_if
-            rows.append(
-                {
-                    "upstream": upstream.name,
-                    "mount": upstream.mount,
-                    "match": match,
-                    "price_text": text,
-                    "price": terms,
-                    "failed_if": None if rules is None else _rules(rules),
-                    "failed_if_text": _words(rules),
-                }
-            )
-    return rows
+    rule = compile_price(price)
+    terms = rule.describe()
+    free = rule.fixed_units == 0
+    text = "free" if free else terms.get("price", terms["rule"])
+    return {"price_text": text, "price": terms, "price_version": rule.version}
+
+
+def _amount(units: int, per_usd: int) -> dict[str, Any]:
+    return {"usd": format_usd(units), "credits": format_credits(units, per_usd), "units": units}
+
+
+def _row(  # noqa: PLR0917  (one caller)
+    upstream: Upstream,
+    match: str,
+    price: Price,
+    rules: FailedIf | None,
+    route: Route | None,
+    per_usd: int,
+) -> dict[str, Any]:
+    mount = upstream.mount.rstrip("/")
+    told = {"id": f"{upstream.name} {match}", "unit": "call", **_of_price(price)}
+    units = told["price"].get("price_units", told["price"].get("max_units"))
+    if units is not None:
+        told |= {"at_most": "price_units" not in told["price"], **_amount(units, per_usd)}
+    if route is None:
+        return {**told, "method": "POST", "path": mount or "/", "tool": match.partition(" ")[2]}
+    told |= {"method": route.method, "path": mount + route.path}
+    told |= {"description": route.description, "not_charged": _words(rules)}
+    if route.bazaar is not None:
+        schemas = {"query": route.bazaar.query_schema, "body": route.bazaar.body_schema}
+        told["schema"] = {name: schema for name, schema in schemas.items() if schema is not None}
+    return told
 
 
 def _rules(failed_if: FailedIf) -> dict[str, Any]:

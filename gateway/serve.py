@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
-from gateway import work
+from gateway import reload, work
 from gateway.app import build, closing, open_node
 from gateway.node import Node
 from gateway.observe import log, set_up
@@ -73,7 +73,7 @@ async def _alone(settings: Settings, sock: socket.socket, *, as_json: bool) -> N
         server = uvicorn_server(node)
         _stop_on_signals(server)
         announce(settings, as_json=as_json)
-        await run(node, server, sock)
+        await run(node, server, sock, again=reload.reader(settings))
 
 
 async def as_worker(settings: Settings, port: int, orders: Orders, *, first: bool) -> None:
@@ -89,7 +89,7 @@ async def as_worker(settings: Settings, port: int, orders: Orders, *, first: boo
         sock = bind(settings, port=port, shared=True)
         sock.listen(_BACKLOG)
         orders.ready()
-        await run(node, server, sock, audits=first)
+        await run(node, server, sock, audits=first, again=reload.reader(settings))
 
 
 class Orders:
@@ -149,11 +149,18 @@ def uvicorn_server(node: Node) -> uvicorn.Server:
 
 
 async def run(
-    node: Node, server: uvicorn.Server, sock: socket.socket, *, audits: bool = True
+    node: Node,
+    server: uvicorn.Server,
+    sock: socket.socket,
+    *,
+    audits: bool = True,
+    again: reload.Read | None = None,
 ) -> None:
-    """Serve until the server is told to stop."""
+    """Serve until the server is told to stop. ``again`` reads the settings at a SIGHUP."""
     _settle_memory()
     tasks = [asyncio.create_task(leases.renewing(node))]
+    if again is not None:
+        tasks.append(asyncio.create_task(reload.at_signals(node, again)))
     if node.settings.server.work:
         tasks.append(asyncio.create_task(work.loop(node, audits=audits)))
     try:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
-from gateway import serve
+from gateway import reload, serve
 from gateway.app import BadToken
 from gateway.db import Database, DatabaseUnavailable
 from gateway.migrations.run import NewerDatabase, migrate
@@ -38,6 +38,7 @@ MOST_FAILURES: Final = 6
 # Beyond server.stop_s: what closing the ledger's writer and the connections may take.
 _CLOSING_S: Final = 15.0
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_TOLD: Final = (*_SIGNALS, reload.SIGNAL)
 _FAULTS: Final[dict[str, type[Exception]]] = {
     kind.__name__: kind for kind in (BadToken, DatabaseUnavailable, NewerDatabase)
 }
@@ -98,7 +99,7 @@ def _woken_by_signals() -> Iterator[int]:
     read, write = os.pipe()
     os.set_blocking(read, False)
     os.set_blocking(write, False)
-    before = {n: signal.signal(n, lambda *_: None) for n in (*_SIGNALS, signal.SIGCHLD)}
+    before = {n: signal.signal(n, lambda *_: None) for n in (*_TOLD, signal.SIGCHLD)}
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
         yield read
@@ -165,6 +166,8 @@ class _Crew:
         for number in _read(self.wake) if self.wake in ready else b"":
             if number in _SIGNALS:
                 self._stop(number)
+            elif number == reload.SIGNAL:
+                self._reload()
         for each in ready:
             if each in talking:
                 self._hear(talking[each])
@@ -182,6 +185,14 @@ class _Crew:
             self._signal(signal.SIGTERM)
         elif number == signal.SIGINT:
             self._signal(signal.SIGTERM)
+
+    def _reload(self) -> None:
+        """Read the settings again: for workers to come, and those that run do so themselves."""
+        read = reload.reader(self.settings)
+        settings = None if read is None else reload.merged(self.settings, read)
+        if settings is not None:
+            self.settings = settings
+            self._signal(reload.SIGNAL)
 
     def _signal(self, number: int) -> None:
         for worker in self.workers:
@@ -246,14 +257,14 @@ class _Crew:
         status, tell = os.pipe()
         # A signal between the fork and the child's own handlers must not be taken by a handler
         # that the child has only inherited.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _TOLD)
         try:
             pid = os.fork()
             if pid == 0:
                 os.close(status)
                 self._become(worker, tell)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _TOLD)
         os.close(tell)
         worker.pid, worker.status, worker.said = pid, status, b""
         worker.started_s = time.monotonic()
@@ -267,6 +278,8 @@ class _Crew:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until there is a server to stop
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, who says so
+            # Stays blocked, and so waits, until the worker has settings it can read again.
+            signal.signal(reload.SIGNAL, signal.SIG_DFL)
             os.close(self.lifeline[1])
             for other in self.workers:
                 if other.status >= 0:

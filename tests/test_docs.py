@@ -80,6 +80,8 @@ def test_decisions_are_numbered_from_one_without_a_gap() -> None:
 # What else is named like a code: members of requests and answers, and a setting.
 MEMBERS = {
     "after_s",
+    "at_most",
+    "price_text",
     "balance_units",
     "charged_units",
     "cut_at_hold",  # within a stream that has begun

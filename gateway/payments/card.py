@@ -32,11 +32,11 @@ from wallet_auth.keys import checksum
 PROVIDER = "stripe"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cards:
     """What card payments need, once per process."""
 
-    settings: Settings
+    settings: Settings  # replaced when the configuration is read again (gateway/reload.py)
     db: Database
     client: stripe.Client
 

@@ -28,11 +28,11 @@ class Remote:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rails:
-    """What payments need, once per process."""
+    """What payments need, once per process. Nothing in it is ever replaced but its settings."""
 
-    settings: Settings
+    settings: Settings  # by others when the configuration is read again (gateway/reload.py)
     db: Database
     keys: offers.Keys
     rpcs: Mapping[str, Rpc]  # by CAIP-2
