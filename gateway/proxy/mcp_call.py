@@ -91,9 +91,11 @@ class ToolCall(HeldCall):
 
     async def _last(self, event: bytes, caller: Caller) -> bool:
         """Pass an event on, or end the call with it: then it was the last one."""
+        if self.metering is not None:
+            self.metering.passed(event)
         found = events.data_of(event)
         if found is not None and messages.answers(found, self._message_id):
-            _, told = await self._decided(found, len(event))
+            _, told = await self._decided(found, 0)
             await self._send({"type": "http.response.body", "body": messages.event(told)})
             return True
         if await caller.take(event):

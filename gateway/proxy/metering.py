@@ -89,7 +89,7 @@ class Metering:
             self._scan = events.Scan(marks, counting=self._events is not None)
             if PREFER in self._wishes:
                 self._asked_at_s = 0.0
-        elif self._reads.places and not self._token:
+        elif self._reads.places and not self._token and _may_be_json(said):
             self._kept = []
 
     def _statement(self, usages: Sequence[bytes], amounts: Sequence[bytes]) -> Usage | None:
@@ -113,10 +113,11 @@ class Metering:
 
     def whole(self, body: bytes) -> None:
         """The answer in one piece."""
-        self._passed(body)
+        self.passed(body)
 
     def message(self, value: dict[str, Any], length: int) -> None:
-        """The answer as JSON that somebody has read already, in so many bytes."""
+        """The answer as JSON that somebody has read already, in so many bytes that did not go by
+        in pieces."""
         self._counts[_OUT] += length
         self._kept = None
         self._read(value)
@@ -127,7 +128,7 @@ class Metering:
         async with aclosing(answer.chunks()) as rest:
             piece = first or await anext(rest, b"")
             while piece:
-                self._passed(piece)
+                self.passed(piece)
                 if self._scan is not None:
                     so_far = self._price.rule.so_far(self._used())
                     self.cut = so_far > self._held_units
@@ -139,7 +140,8 @@ class Metering:
                 yield piece
                 piece = await anext(rest, b"")
 
-    def _passed(self, piece: bytes) -> None:
+    def passed(self, piece: bytes) -> None:
+        """A piece of the answer's body goes by."""
         self._counts[_OUT] += len(piece)
         if self._scan is not None:
             for value in self._scan.feed(piece):
@@ -223,6 +225,11 @@ class Metering:
                 }
             )
         return said
+
+
+def _may_be_json(headers: Fields) -> bool:
+    kinds = values(headers, b"content-type")
+    return not kinds or any(b"json" in kind.lower() for kind in kinds)
 
 
 def _event(told: dict[str, Any]) -> bytes:

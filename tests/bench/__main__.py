@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from tests.bench import buy, figures, flat, peers, pg
+from tests.bench import buy, figures, flat, peers, pg, streams
 from tests.bench.report import Run, markdown
 from tests.bench.run import BenchFault, need_wrk
 from tests.soak.postgres import PostgresMissing
@@ -27,6 +27,7 @@ FIGURES: dict[str, Callable[[Run], None]] = {
     "peer": peers.peers,
     "buy": buy.buy,
     "gas": buy.gas,
+    "sse": streams.streams,
     "flat": flat.flat,
 }
 LONG = {"flat"}  # takes minutes: only by name or with --all
@@ -42,6 +43,7 @@ MEASURED_BY = {
     "P-peer": "peer",
     "P-buy": "buy",
     "P-gas": "gas",
+    "P-sse": "sse",
     "P-flat": "flat",
 }
 

@@ -30,14 +30,16 @@ def plain(url: str) -> bytes:
     return _wire(url, {})
 
 
-def _wire(url: str, extra: dict[str, str]) -> bytes:
+def _wire(url: str, extra: dict[str, str], query: str = "") -> bytes:
     host = url.removeprefix("http://")
     head = {"Host": host, "Content-Type": "application/json", "Content-Length": str(len(BODY))}
-    lines = [f"POST {PATH} HTTP/1.1", *(f"{n}: {v}" for n, v in {**head, **extra}.items())]
+    lines = [f"POST {PATH}{query} HTTP/1.1", *(f"{n}: {v}" for n, v in {**head, **extra}.items())]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + BODY
 
 
-def signed(url: str, wallets: list[bytes], count: int, *, random_ids: bool = False) -> bytes:
+def signed(
+    url: str, wallets: list[bytes], count: int, *, random_ids: bool = False, query: str = ""
+) -> bytes:
     """``count`` requests, a NUL behind each, signed by the wallets in turn."""
     from coincurve import PrivateKey
 
@@ -49,14 +51,14 @@ def signed(url: str, wallets: list[bytes], count: int, *, random_ids: bool = Fal
         added = sign_request(
             signers[i % len(signers)],
             "POST",
-            url + PATH,
+            url + PATH + query,
             [("Content-Type", "application/json")],
             BODY,
             now_s=now_s,
             nonce=nonce,
             window_s=300,
         )
-        out.append(_wire(url, added))
+        out.append(_wire(url, added, query))
     return b"\0".join(out) + b"\0"
 
 

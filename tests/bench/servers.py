@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,46 @@ def upstream(port: int) -> None:
     uvloop.run(main())
 
 
+def events(port: int) -> None:
+    """An upstream that answers with a stream of events, paced, or with ``?rush`` as fast as it is
+    read."""
+    from tests.bench.streams import BURST, EVENTS, PAUSE_S
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = re.search(rb"content-length: *([0-9]+)", head.lower())
+                await reader.readexactly(int(length.group(1)) if length else 0)
+                await stream(writer, b"?rush" in head.partition(b"\r\n")[0])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async def stream(writer: asyncio.StreamWriter, rush: bool) -> None:
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+            b"transfer-encoding: chunked\r\n\r\n"
+        )
+        for n in range(EVENTS):
+            event = b'data: {"choices":[{"delta":{"content":"word %05d"}}]}\n\n' % n
+            writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+            if n % BURST == BURST - 1:
+                await (writer.drain() if rush else asyncio.sleep(PAUSE_S))
+        end = b'data: {"usage":{"prompt_tokens":9,"completion_tokens":%d}}\n\n' % EVENTS
+        writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(end), end))
+        await writer.drain()
+
+    async def main() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", port)
+        await server.serve_forever()
+
+    import uvloop
+
+    uvloop.run(main())
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=["floor", "spend", "through", "upstream"])
+    parser.add_argument("kind", choices=["floor", "spend", "through", "upstream", "events"])
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--config", type=Path)
     given = parser.parse_args()
@@ -121,5 +159,7 @@ if __name__ == "__main__":
         floor(given.port)
     elif given.kind == "upstream":
         upstream(given.port)
+    elif given.kind == "events":
+        events(given.port)
     else:
         spend(given.config, inside=given.kind == "spend")

@@ -14,8 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.demo import mcp_server
+from gateway.demo.upstreams import SampleApi
 from tests.e2e.chat import PROMPT_TOKENS, Chat
 from tests.e2e.stage import Api, Gateway
+from tests.e2e.test_credits_first import challenge, sign_in
 from tests.e2e.wallet import Wallet, buy, code_of, offers, outcome, problem
 from tests.gateway.proxy.serving import talk
 
@@ -456,3 +459,79 @@ async def test_bodies_are_counted_as_they_go_by(
         counted = {line["for"]: line["count"] for line in told["breakdown"] if "count" in line}
         assert counted == {"bytes_in": sent, "bytes_out": len(answer.content)}
         assert told["charged_units"] == MAX
+
+
+async def test_a_challenge_for_a_long_cheap_body_is_good_for_no_dear_one(
+    launch: Launch, api: Api, wallet: Wallet, target: str
+) -> None:
+    """Of a body above 64 KiB a sign-in challenge says nothing."""
+    gateway = launch("sqlite", routes=ROUTES)
+    path = f"/model{target}"
+    chat = Chat(api, path)
+    kind = {"content-type": "application/json"}
+    cheap, dear = (
+        json.dumps({"model": m, "words": 7, "x": "x" * 70_000}).encode() for m in ("small", "big")
+    )
+    async with gateway.client() as http:
+        await buy(http, wallet)
+        proof = sign_in(wallet, challenge(await http.post(path, content=cheap, headers=kind)))
+        refused = await http.post(path, content=dear, headers={**kind, **proof})
+        problem(refused, "invalid_siwx_nonce")
+        assert chat.requests == []
+        answer = await http.post(path, content=cheap, headers={**kind, **proof})
+        assert answer.status_code == 200, answer.text
+        assert gateway.balance(wallet.address) == (MINTED - 7, 0)
+
+
+SEARCH = (
+    '{ rule = "metered", max = "$0.05", when_unknown = "max",'
+    ' usage = { parts = "result.content" }, rates = { parts = "$0.003 / 1" } }'
+)
+COUNT = (
+    '{ rule = "by_params", default = "refuse", cases = [{ body = { to = 3 }, price = "$0.03" },'
+    ' { body = { to = [1, 2] }, price = "$0.01" }] }'
+)
+TOOLS = f"{{ search = {SEARCH}, count = {COUNT} }}"
+
+
+async def test_tools_can_cost_what_they_use_or_what_is_asked(
+    dialect: str, launch: Launch, wallet: Wallet
+) -> None:
+    with SampleApi(make=mcp_server.build) as tools:
+        gateway = launch(dialect, running=False)
+        gateway.chain_extra = (
+            f'[upstreams.tools]\nkind = "mcp"\nurl = "{tools.url}/mcp"\nmount = "/mcp"\n'
+            f"tools = {TOOLS}\n"
+        )
+        gateway.start()
+        async with gateway.client() as http:
+            await buy(http, wallet)
+            body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}).encode()
+            kind = {
+                "content-type": "application/json",
+                "accept": "application/json, text/event-stream",
+            }
+            listed = (await http.post("/mcp", content=body, headers=kind)).json()["result"]["tools"]
+            shown = {tool["name"]: tool["_meta"]["farebox/price"] for tool in listed}
+            prices = (await http.get("/farebox/v1/prices")).json()["prices"]
+            told = {row["tool"]: row["price"] for row in prices if "tool" in row}
+            assert {name: price["rule"] for name, price in shown.items()} == told
+
+            async def call(name: str, **arguments: Any) -> dict[str, Any]:
+                params = {"name": name, "arguments": arguments}
+                message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+                body = json.dumps(message).encode()
+                headers = wallet.sign("POST", gateway.url + "/mcp", body, headers=kind)
+                answer = await http.post("/mcp", content=body, headers=headers)
+                if answer.status_code != 200:
+                    return problem(answer, "price_unknown")
+                meta = re.findall(r"farebox/request-id\": \"([^\"]+)", answer.text)
+                caller = Caller(gateway, http, wallet, None, "/mcp")  # type: ignore[arg-type]  # unused
+                return await caller.receipt(meta[0])
+
+            receipt = await call("search", q="x")
+            assert (receipt["held_units"], receipt["charged_units"]) == (MAX, 3_000)
+            assert (await call("count", to=3))["charged_units"] == 30_000
+            assert (await call("count", to=1))["charged_units"] == 10_000
+            assert (await call("count", to=4))["code"] == "price_unknown"
+            assert gateway.balance(wallet.address) == (MINTED - 43_000, 0)
