@@ -25,7 +25,6 @@ from gateway.discovery import routes as discovery_routes
 from gateway.errors import Problem
 from gateway.facilitator import routes as facilitator_routes
 from gateway.fields import values
-from gateway.ledger import prices
 from gateway.limits import Limits, client_of
 from gateway.middleware import Outgoing, edge
 from gateway.migrations.run import migrate
@@ -35,13 +34,14 @@ from gateway.own import NODE, node_of
 from gateway.payments import card, exposure, offers, stripe, watcher
 from gateway.payments import routes as payment_routes
 from gateway.payments.rails import Rails
-from gateway.proxy import advice, cors, free, mcp, paid
+from gateway.proxy import advice, cors, free, mcp, paid, quotes
 from gateway.proxy import routes as request_routes
 from gateway.proxy.client import UpstreamClient
 from gateway.proxy.pace import Pace
-from gateway.proxy.routes_table import McpMount, MethodNotAllowed, compile_routes, is_reserved
+from gateway.proxy.routes_table import McpMount, MethodNotAllowed, is_reserved
 from gateway.proxy.routes_table import Route as PricedRoute
 from gateway.proxy.target import Target, from_scope
+from gateway.proxy.tariff import open_routes
 from gateway.reload import behind
 from gateway.settings import Server, Settings
 from gateway.web import routes as web_routes
@@ -65,6 +65,7 @@ async def open_node(settings: Settings) -> Node:
     try:
         await migrate(db)
         keys = await offers.load_keys(db)
+        routes = await open_routes(db, settings)
         writer = await ledger.Writer.start(db)
     except BaseException:
         await db.close()
@@ -84,7 +85,7 @@ async def open_node(settings: Settings) -> Node:
         db=db,
         writer=writer,
         rails=Rails(settings, db, keys, rpcs),
-        routes=compile_routes(settings.upstreams),
+        routes=routes,
         upstreams=behind(settings.upstreams),
         client=UpstreamClient(),
         limits=_limits(settings.server, keys.deployment),
@@ -94,8 +95,6 @@ async def open_node(settings: Settings) -> Node:
         await node.look_at_clock()
         async with db.write() as tx:
             await exposure.set_policies(tx, settings)
-        terms = {version: rule.describe() for version, rule in node.routes.prices().items()}
-        await prices.remember(db, terms)
         await _check_tokens(node)
     except BaseException:
         await close_node(node)
@@ -181,6 +180,7 @@ def build(node: Node) -> ASGIApp:
             *facilitator_routes.ROUTES,
             *request_routes.ROUTES,
             *discovery_routes.ROUTES,
+            *quotes.ROUTES,
             *web_routes.ROUTES,
         ]
     )

@@ -119,7 +119,7 @@ def _routes(settings: Settings, target: str | None) -> Iterator[Finding]:
     for text in warnings:
         yield Finding("routes", "warn", text)
     if not warnings:
-        yield Finding("routes", "ok", f"{len(table(settings))} prices")
+        yield Finding("routes", "ok", f"{len(table(settings, 0))} prices")
     if target is not None:
         yield _price_of(settings, target)
 

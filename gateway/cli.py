@@ -164,9 +164,11 @@ def check(target: str | None, as_json: bool, config: Path | None) -> None:
 @common
 def routes(as_json: bool, config: Path | None) -> None:
     """The priced route table."""
+    import time
+
     from gateway.price_table import table
 
-    rows = table(read_settings(config))
+    rows = table(read_settings(config), int(time.time()))
     if as_json:
         for row in rows:
             put(row)

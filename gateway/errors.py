@@ -42,6 +42,9 @@ CODES: Final[dict[str, Code]] = {
     "ceiling_not_covered": Code(
         400, False, "Farebox-Max is sent beside a signature that does not cover it"
     ),
+    "invalid_quote": Code(400, False, "Farebox-Quote is not a quote of this gateway"),
+    "quote_mismatch": Code(400, False, "The quote was made for another request"),
+    "quote_expired": Code(400, False, "The quote has expired"),
     "invalid_amount": Code(400, False, "The amount is not one that can be bought"),
     "invalid_webhook_signature": Code(400, False, "The webhook signature is wrong or stale"),
     # 401: identity

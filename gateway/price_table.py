@@ -16,14 +16,14 @@ from gateway.money import UNITS_PER_USD, format_credits, format_usd
 from gateway.settings import FailedIf, Route, Settings, Upstream
 
 
-def table(settings: Settings) -> list[dict[str, Any]]:
+def table(settings: Settings, now_s: int) -> list[dict[str, Any]]:
     """The priced routes and tools, in the order they are tried."""
     return [
         {
             "upstream": upstream.name,
             "mount": upstream.mount,
             "match": match,
-            **_of_price(price),
+            **_of_price(price, now_s),
             "failed_if": None if rules is None else _rules(rules),
             "failed_if_text": _words(rules),
         }
@@ -31,7 +31,7 @@ def table(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def public(settings: Settings) -> dict[str, Any]:
+def public(settings: Settings, now_s: int) -> dict[str, Any]:
     """The same for callers: where they find what is sold, and what credits cost."""
     per_usd = settings.credits.per_usd
     return {
@@ -39,10 +39,21 @@ def public(settings: Settings) -> dict[str, Any]:
         "units_per_usd": UNITS_PER_USD,
         "packs": [_amount(units, per_usd) for units in settings.credits.packs_units],
         "prices": [
-            _row(upstream, match, price, rules, route, per_usd)
+            _row(upstream, match, _of_price(price, now_s), rules, route, per_usd)
             for upstream, match, price, rules, route in _sold(settings)
         ],
     }
+
+
+def changes(settings: Settings) -> tuple[int, ...]:
+    """The seconds at which scheduled prices begin to hold, in order: between two of them nothing
+    changes."""
+    from gateway.pricing.rules import compile_price
+    from gateway.pricing.scheduled import Scheduled
+
+    rules = (compile_price(price) for _, _, price, _, _ in _sold(settings))
+    scheduled = (rule for rule in rules if isinstance(rule, Scheduled))
+    return tuple(sorted({step.from_s for rule in scheduled for step in rule.steps}))
 
 
 Sold = tuple[Upstream, str, Price, FailedIf | None, Route | None]
@@ -57,14 +68,20 @@ def _sold(settings: Settings) -> Iterator[Sold]:
             yield upstream, f"tool {name}", price, None, None
 
 
-def _of_price(price: Price) -> dict[str, Any]:
+def _of_price(price: Price, now_s: int) -> dict[str, Any]:
+    """The price that holds, and those that will."""
     from gateway.pricing.rules import compile_price
+    from gateway.pricing.scheduled import Scheduled
 
-    rule = compile_price(price)
+    rule, later = compile_price(price), []
+    if isinstance(rule, Scheduled):
+        later = [step.shown() for step in rule.steps if step.from_s > now_s]
+        rule = rule.at(now_s)
     terms = rule.describe()
     free = rule.fixed_units == 0
     text = "free" if free else terms.get("price", terms["rule"])
-    return {"price_text": text, "price": terms, "price_version": rule.version}
+    told = {"price_text": text, "price": terms, "price_version": rule.version}
+    return {**told, "price_changes": later} if later else told
 
 
 def _amount(units: int, per_usd: int) -> dict[str, Any]:
@@ -74,13 +91,13 @@ def _amount(units: int, per_usd: int) -> dict[str, Any]:
 def _row(  # noqa: PLR0917  (one caller)
     upstream: Upstream,
     match: str,
-    price: Price,
+    of_price: dict[str, Any],
     rules: FailedIf | None,
     route: Route | None,
     per_usd: int,
 ) -> dict[str, Any]:
     mount = upstream.mount.rstrip("/")
-    told = {"id": f"{upstream.name} {match}", "unit": "call", **_of_price(price)}
+    told = {"id": f"{upstream.name} {match}", "unit": "call", **of_price}
     units = told["price"].get("price_units", told["price"].get("max_units"))
     if units is not None:
         told |= {"at_most": "price_units" not in told["price"], **_amount(units, per_usd)}

@@ -16,11 +16,10 @@ from typing import Final
 from gateway.check import judge
 from gateway.config import ConfigError, load
 from gateway.db import CommitUnknown, DatabaseUnavailable
-from gateway.ledger import prices
 from gateway.node import Behind, Node
 from gateway.observe import log
 from gateway.proxy.client import parse_origin
-from gateway.proxy.routes_table import compile_routes
+from gateway.proxy.tariff import open_routes
 from gateway.settings import Settings, Upstream
 
 SIGNAL: Final = signal.SIGHUP
@@ -56,11 +55,7 @@ def merged(old: Settings, read: Read) -> Settings | None:
 async def apply(node: Node, settings: Settings) -> None:
     """Put settings in force. Raises ``DatabaseUnavailable`` and ``CommitUnknown`` before anything
     has changed."""
-    routes = compile_routes(settings.upstreams)
-    # First the terms, then what names them.
-    terms = {version: rule.describe() for version, rule in routes.prices().items()}
-    await prices.remember(node.db, terms)
-    node.routes = routes
+    node.routes = await open_routes(node.db, settings)
     # A request that was matched before may still ask for an upstream that is gone.
     node.upstreams = {**node.upstreams, **behind(settings.upstreams)}
     node.settings = node.rails.settings = settings

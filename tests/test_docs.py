@@ -87,6 +87,7 @@ MEMBERS = {
     "cut_at_hold",  # within a stream that has begun
     "held_units",
     "so_far_units",
+    "expires_at_ms",
     "next_actions",
     "now_s",
     "min_onchain",

@@ -265,6 +265,16 @@ price_version = sa.Table(
     sa.Column("version", sa.Text, primary_key=True),
     sa.Column("terms", sa.Text, nullable=False),  # JSON, as the price list shows them
     sa.Column("since_ms", BIG, nullable=False),  # when it was first in force
+    sa.Column("source", sa.Text, nullable=False),  # JSON, as it was configured: makes the rule
+)
+
+# Which price a route was given when: who read the one before is not charged more for a while.
+route_price = sa.Table(
+    "route_price",
+    metadata,
+    sa.Column("route", sa.Text, primary_key=True),
+    sa.Column("since_ms", BIG, primary_key=True, autoincrement=False),
+    sa.Column("version", sa.Text, nullable=False),
 )
 
 # What was given back of a charge, once for each key. The charge itself is never changed.

@@ -162,8 +162,10 @@ def _case(given: object, where: str, make: Make) -> Case:
 def _priced(value: object, where: str, make: Make) -> PriceRule:
     try:
         price = read_price(value)
-        if price.rule in ("free", NAME):
-            raise ValueError("is an amount or a metered price here; what is free is a route")
+        if price.rule in ("free", NAME, "scheduled"):
+            raise ValueError(
+                "is an amount or a metered price here; what is free is a route, as is a schedule"
+            )
         return make(price)
     except ValueError as error:
         raise ValueError(f"{where} {error}") from None

@@ -29,7 +29,8 @@ class PriceRequest:
     """What a rule may look at.
 
     ``path`` is decoded and below the route's mount. ``body`` is None when it has not been read:
-    then a quote is for the dearest body. ``allowance`` None: the payer has no plan.
+    then a quote is for the dearest body. ``allowance`` None: the payer has no plan. ``now_s`` is
+    the time it is about; ``since_s``, when the caller may last have read the price (None: now).
     """
 
     method: str
@@ -38,6 +39,8 @@ class PriceRequest:
     content_type: bytes
     body: bytes | None
     allowance: Allowance | None = None
+    now_s: int = 0
+    since_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

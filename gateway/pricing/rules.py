@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from gateway.forms import Price
-from gateway.pricing import by_params, metered, overage
+from gateway.pricing import by_params, metered, overage, scheduled
 from gateway.pricing.flat import FREE, Flat
 from gateway.pricing.quote import PriceRule
 
@@ -38,12 +38,17 @@ def _overage(price: Price) -> PriceRule:
     return overage.compile_overage(price.options)
 
 
+def _scheduled(price: Price) -> PriceRule:
+    return scheduled.compile_scheduled(price.options, compile_price)
+
+
 RULES: Final[dict[str, Callable[[Price], PriceRule]]] = {
     FREE: _free,
     "flat": _flat,
     by_params.NAME: _by_params,
     metered.NAME: _metered,
     overage.NAME: _overage,
+    scheduled.NAME: _scheduled,
 }
 
 

@@ -66,6 +66,7 @@ _SAME: Final = {
 _TRANSFERS: Final = frozenset(
     ("transaction_failed", "transfer_not_found", "transfer_too_old", "transfer_too_small")
 )
+_QUOTES: Final = frozenset(("invalid_quote", "quote_mismatch", "quote_expired"))
 _LATER_S: Final = 2
 _FINAL_S: Final = 60
 
@@ -91,6 +92,11 @@ def complete(problem: Problem, method: str, url: str, base: str) -> None:
         balance = f"{base}/farebox/v1/credits/balance"
         send = "nothing, signed by the wallet: what is there, owed or frozen"
         problem.next_actions = (NextAction("GET", balance, send, "read", SIGN),)
+    elif problem.code in _QUOTES:
+        send = "the method, url, content_type and body of the request; then it with the new quote"
+        body = {"method": method, "url": url, "body": "<its body, if it has one>"}
+        ask = NextAction("POST", f"{base}/farebox/v1/quotes", send, "read", body=body)
+        problem.next_actions = (ask,)
     elif problem.code in _TRANSFERS:
         send = "the same with another transaction, or without one: the answer says how to pay"
         problem.next_actions = (NextAction(method, url, send),)

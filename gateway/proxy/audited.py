@@ -14,6 +14,7 @@ from gateway.db import Tx
 from gateway.ledger import prices, read
 from gateway.node import Node
 from gateway.own import amount
+from gateway.pricing.scheduled import OR
 
 
 async def audited(node: Node, tx: Tx, hold: ledger.HoldRow, charge: read.Charge) -> dict[str, Any]:
@@ -30,9 +31,14 @@ async def audited(node: Node, tx: Tx, hold: ledger.HoldRow, charge: read.Charge)
 async def _price(tx: Tx, hold: ledger.HoldRow) -> dict[str, Any] | None:
     if hold.price is None:
         return None
-    known = await prices.terms_of(tx, hold.price)
+    told = [await _terms(tx, version) for version in hold.price.split(OR)]
+    return told[0] if len(told) == 1 else {"version": hold.price, "lowest_of": told}
+
+
+async def _terms(tx: Tx, version: str) -> dict[str, Any]:
+    known = await prices.terms_of(tx, version)
     return {
-        "version": hold.price,
+        "version": version,
         "terms": None if known is None else known.terms,
         "since_ms": None if known is None else known.since_ms,
     }

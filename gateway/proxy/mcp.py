@@ -30,7 +30,7 @@ from gateway.payments.rails import content_hash
 from gateway.payments.wire import decode_object
 from gateway.pricing.quote import Quote
 from gateway.proxy import body as bodies
-from gateway.proxy import cors, events, forward, free, headers, paid, replies, runs
+from gateway.proxy import cors, events, forward, free, headers, paid, quoting, replies, runs
 from gateway.proxy import mcp_messages as messages
 from gateway.proxy.identity import (
     Caller,
@@ -152,10 +152,11 @@ async def _call(call: _Asked, receive: Receive, send: Outgoing) -> None:
 async def _taken(call: _Asked) -> forward.Ticket | replies.Reply:
     """From the message to the hold, or to the answer of a call that is known already."""
     node, request = call.node, call.request
-    price = _quote(call)
-    caller = await _caller(call, price)
+    shown = _quote(call, quoting.shown(request.now_s))
+    caller = await _caller(call, shown)
     if caller.signer is None and caller.presented is None:
-        raise paid.challenge_of(node, request, price)
+        raise paid.challenge_of(node, request, shown)
+    price = _quote(call, quoting.held(node.settings, request.now_s))
     within_ceiling(caller, price)
     run = runs.run_of(call.incoming)
     target = request.target.raw
@@ -192,10 +193,10 @@ async def _caller(call: _Asked, price: Quote) -> Caller:
     return caller
 
 
-def _quote(call: _Asked) -> Quote:
+def _quote(call: _Asked, when: quoting.When) -> Quote:
     """By the tool's arguments, which are its body."""
     message = call.message
-    return quote_of(call.request.route, "POST", call.target, [_JSON], message.arguments)
+    return quote_of(call.request.route, "POST", call.target, [_JSON], message.arguments, when)
 
 
 async def _again(call: _Asked, reply: replies.Reply, send: Outgoing) -> None:

@@ -27,9 +27,9 @@ from gateway.payments.from_credits import MakeHold
 from gateway.payments.order import CameWith, asset_of
 from gateway.payments.rails import content_hash
 from gateway.payments.wire import DECLARED, Presented
-from gateway.pricing.quote import Quote
+from gateway.pricing.quote import PriceRequest, Quote, quote
 from gateway.proxy import body as bodies
-from gateway.proxy import forward, quoting, replies, runs, siwx, unpaid
+from gateway.proxy import forward, quotes, quoting, replies, runs, siwx, unpaid
 from gateway.proxy.again import run_again
 from gateway.proxy.identity import Caller, Headers, auth_problem, guard_of, identify
 from gateway.proxy.pace import Pace, refuse_uncharged, take_off
@@ -127,27 +127,40 @@ async def _looked_at(
         body = await _body(node, request, None, receive, send.body_that_came())
         try:
             if body.size:
-                return _priced(request, body)
+                return _priced(node, request, body)
             # Who sends none asks what it may cost.
-            return request._replace(tag=siwx.tag_of(body)), _quote(request, None)
+            return request._replace(tag=siwx.tag_of(body)), _quote(node, request, None)
         finally:
             body.close()
     tag = await siwx.look(receive, request.headers, send.body_that_came())
     request = request._replace(tag=tag)
-    return request, _quote(request, None)
+    return request, _quote(node, request, None)
 
 
-def _quote(request: Request, body: bytes | None) -> Quote:
-    return quoting.quote_of(request.route, request.method, request.target, request.headers, body)
+def _quote(node: Node, request: Request, body: bytes | None, *, held: bool = False) -> Quote:
+    if request.route.fixed is not None:
+        return request.route.fixed
+    return quote(request.route.price, _price_request(node, request, body, held=held))
 
 
-def _priced(request: Request, body: bodies.Body) -> tuple[Request, Quote]:
+def _price_request(
+    node: Node, request: Request, body: bytes | None, *, held: bool = False
+) -> PriceRequest:
+    now_s = request.now_s
+    when = quoting.held(node.settings, now_s) if held else quoting.shown(now_s)
+    route, method, target = request.route, request.method, request.target
+    return quoting.asked_of(route, method, target, request.headers, body, when)
+
+
+def _priced(
+    node: Node, request: Request, body: bodies.Body, *, held: bool = False
+) -> tuple[Request, Quote]:
     """A request whose body has been read whole, and the most it can cost."""
     route, tag = request.route, siwx.tag_of(body)
     if route.fixed is not None:
         return request._replace(tag=tag), route.fixed
     bound = quoting.bound(route, body.data or b"")
-    return request._replace(tag=tag, bound=bound), _quote(request, body.data)
+    return request._replace(tag=tag, bound=bound), _quote(node, request, body.data, held=held)
 
 
 async def _body(
@@ -174,7 +187,7 @@ async def _taken(
     node: Node, request: Request, caller: Caller, body: bodies.Body
 ) -> forward.Ticket | replies.Reply:
     """From a whole body to the hold, or to the answer of a request that is known already."""
-    request, price = _priced(request, body)
+    request, price = _priced(node, request, body, held=True)
     if caller.signer is not None:
         try:
             check_digests(caller.signer, body.size, body.digests)
@@ -183,6 +196,10 @@ async def _taken(
                 wrong = Problem("invalid_siwx_nonce", error.detail)
                 raise refusal_of(node, request, price, None, wrong) from None
             raise auth_problem(node, request.method, request.target, error) from None
+    if quote_texts := values(request.headers, quotes.HEADER):
+        asked = _price_request(node, request, body.data, held=True)
+        use = quotes.Use(request.target.raw, body.content, _made_at_s(request, caller))
+        price = await quotes.apply(node, quote_texts, use, asked, price)
     quoting.within_ceiling(caller, price)
     run = runs.run_of(request.headers)
     content = _content(request, body)
@@ -192,6 +209,14 @@ async def _taken(
         # After a lost COMMIT the hold or the payment may stand. Running the call could be running
         # it twice; a repeat is told what became of it, and nothing stands for ever unowned.
         raise unavailable(error) from error
+
+
+def _made_at_s(request: Request, caller: Caller) -> int:
+    """When the request was made, as far as that is proven: its repeat is a repeat, also after a
+    quote has expired."""
+    if caller.signer is None:
+        return request.now_s
+    return min(request.now_s, caller.signer.created_s)
 
 
 def _content(request: Request, body: bodies.Body) -> bytes:

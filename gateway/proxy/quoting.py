@@ -8,26 +8,62 @@ the dear one with it.
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.errors import Problem
 from gateway.fields import Fields, values
 from gateway.money import format_usd, parse_usd
 from gateway.pricing.quote import PriceRequest, Quote, quote
+from gateway.proxy import tariff
 from gateway.proxy.identity import Caller, Headers
 from gateway.proxy.routes_table import Route
 from gateway.proxy.target import Target
+from gateway.settings import Settings
 
 MOST_BYTES: Final = 1 << 20
 """A body that decides a price is no longer than this: it is read whole, by us and at once."""
 
 
-def quote_of(
-    route: Route, method: str, target: Target, headers: Headers | Fields, body: bytes | None
+class When(NamedTuple):
+    """The time a price is asked for, and since when the caller may have read one (None: now)."""
+
+    now_s: int
+    since_s: int | None = None
+
+
+def shown(now_s: int) -> When:
+    """For the price that is shown: the one that holds now."""
+    return When(now_s)
+
+
+def held(settings: Settings, now_s: int) -> When:
+    """For the price that is held: the lowest that the caller may have read when it signed."""
+    return When(now_s, now_s - tariff.grace_s(settings))
+
+
+def quote_of(  # noqa: PLR0917  (the parts of a request)
+    route: Route,
+    method: str,
+    target: Target,
+    headers: Headers | Fields,
+    body: bytes | None,
+    when: When,
 ) -> Quote:
     """The quote of a request. ``body`` None: it has not been read. Raises ``Problem``."""
     if route.fixed is not None:
         return route.fixed
+    return quote(route.price, asked_of(route, method, target, headers, body, when))
+
+
+def asked_of(  # noqa: PLR0917  (as quote_of)
+    route: Route,
+    method: str,
+    target: Target,
+    headers: Headers | Fields,
+    body: bytes | None,
+    when: When,
+) -> PriceRequest:
+    """A request as the price rule of its route may look at it. Raises ``Problem``."""
     kind = b""
     if route.needs_body and body is not None:
         kind = b",".join(values(headers, b"content-type"))  # of two nobody knows which one counts
@@ -38,7 +74,9 @@ def quote_of(
                 "The price of this call depends on its body: send it without a content encoding.",
             )
     path = target.decoded[len(route.mount.rstrip("/")) :] or b"/"
-    return quote(route.price, PriceRequest(method, path, target.query, kind, body))
+    return PriceRequest(
+        method, path, target.query, kind, body, now_s=when.now_s, since_s=when.since_s
+    )
 
 
 def bound(route: Route, body: bytes) -> bytes:

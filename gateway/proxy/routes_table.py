@@ -22,7 +22,7 @@ from typing import Final
 
 from gateway.config_rules import RESERVED
 from gateway.discovery import bazaar
-from gateway.forms import Member, RateLimit
+from gateway.forms import Member, Price, RateLimit
 from gateway.payments.wire import DECLARED
 from gateway.pricing.quote import PriceRequest, PriceRule, Quote, quote
 from gateway.pricing.rules import compile_price
@@ -57,6 +57,8 @@ class Route:
     method: str
     pattern: str
     price: PriceRule
+    form: Price
+    """The price as it was configured."""
     rate_limit: RateLimit | None
     charge: str
     failed_if: Rules
@@ -177,10 +179,10 @@ class RouteTable:
             if isinstance(found, Route):
                 self._literal[method, path] = found
 
-    def prices(self) -> dict[str, PriceRule]:
-        """Every price of the routes and tools, by its version."""
+    def every(self) -> tuple[Route, ...]:
+        """The routes, and the tools of MCP servers."""
         tools = [route for m in self._mounts if m.mcp is not None for route in m.mcp.tools.values()]
-        return {route.price.version: route.price for route in (*self.routes, *tools)}
+        return (*self.routes, *tools)
 
     def warnings(self) -> tuple[str, ...]:
         """What the operator surely did not mean, in words, for ``farebox check``."""
@@ -261,8 +263,13 @@ def upstream_target(route: Route | McpMount, base_path: bytes, target: Target) -
     return (path or b"/") + (b"" if target.query is None else b"?" + target.query)
 
 
-def compile_routes(upstreams: Sequence[Upstream]) -> RouteTable:
-    """The table for the configured upstreams. Raises ``RouteError`` with every fault."""
+def compile_routes(
+    upstreams: Sequence[Upstream], prices: Mapping[str, PriceRule] | None = None
+) -> RouteTable:
+    """The table for the configured upstreams. Raises ``RouteError`` with every fault.
+
+    ``prices``: for these routes, by their id, another price than the configured one.
+    """
     faults: list[str] = []
     mounts: list[_Mount] = []
     taken: dict[str, str] = {}
@@ -275,13 +282,15 @@ def compile_routes(upstreams: Sequence[Upstream]) -> RouteTable:
         taken[upstream.mount] = upstream.name
         if is_reserved(upstream.mount.encode()):
             faults.append(f"upstreams.{upstream.name}.mount is one of the gateway's own paths")
-        mounts.append(_compile_mount(upstream, faults))
+        mounts.append(_compile_mount(upstream, prices or {}, faults))
     if faults:
         raise RouteError(faults)
     return RouteTable(mounts)
 
 
-def _compile_mount(upstream: Upstream, faults: list[str]) -> _Mount:
+def _compile_mount(
+    upstream: Upstream, prices: Mapping[str, PriceRule], faults: list[str]
+) -> _Mount:
     compiled: list[tuple[Route, Pattern]] = []
     ids: set[str] = set()
     for settings in upstream.routes:
@@ -292,7 +301,7 @@ def _compile_mount(upstream: Upstream, faults: list[str]) -> _Mount:
             ids.add(route_id)
             if settings.method in NEVER_FORWARDED:
                 raise ValueError(f"{settings.method} is never forwarded")
-            compiled.append(_compile_route(upstream, settings, route_id))
+            compiled.append(_compile_route(upstream, settings, route_id, prices))
         except ValueError as fault:
             faults.append(f"upstreams.{upstream.name}.routes, {settings.match!r}: {fault}")
     named = {route.method for route, _ in compiled} - {"*"}
@@ -301,7 +310,7 @@ def _compile_mount(upstream: Upstream, faults: list[str]) -> _Mount:
     return _Mount(
         upstream.name,
         upstream.mount,
-        _compile_tools(upstream, faults) if upstream.kind == "mcp" else None,
+        _compile_tools(upstream, prices, faults) if upstream.kind == "mcp" else None,
         upstream.mount.rstrip("/").encode(),
         tuple(compiled),
         {method: _alternatives(compiled, method) for method in sorted(named)},
@@ -310,10 +319,13 @@ def _compile_mount(upstream: Upstream, faults: list[str]) -> _Mount:
 
 
 def _compile_route(
-    upstream: Upstream, settings: RouteSettings, route_id: str
+    upstream: Upstream,
+    settings: RouteSettings,
+    route_id: str,
+    prices: Mapping[str, PriceRule],
 ) -> tuple[Route, Pattern]:
     pattern = compile_pattern(settings.path)
-    price = compile_price(settings.price)
+    price = prices.get(route_id) or compile_price(settings.price)
     fixed = price.fixed_units is not None
     public = upstream.mount.rstrip("/") + settings.path
     about = None if price.fixed_units == 0 else settings.bazaar
@@ -325,6 +337,7 @@ def _compile_route(
         method=settings.method,
         pattern=settings.path,
         price=price,
+        form=settings.price,
         fixed=quote(price, PriceRequest("", b"", None, b"", None)) if fixed else None,
         metered=price.metered or settings.amount_from == "upstream",
         needs_body=price.needs_body,
@@ -340,7 +353,9 @@ def _compile_route(
     return route, pattern
 
 
-def _compile_tools(upstream: Upstream, faults: list[str]) -> McpMount:
+def _compile_tools(
+    upstream: Upstream, prices: Mapping[str, PriceRule], faults: list[str]
+) -> McpMount:
     """The tools of an MCP server as routes. An answer that is an error is never charged."""
     base = {"match": "POST /", "timeout_s": upstream.timeout_s}
     failed_if = Rules(
@@ -351,13 +366,13 @@ def _compile_tools(upstream: Upstream, faults: list[str]) -> McpMount:
     for name, price in upstream.tools:
         try:
             settings = RouteSettings.model_validate({**base, "price": price})
-            route, _ = _compile_route(upstream, settings, f"{upstream.name} tool {name}")
+            route, _ = _compile_route(upstream, settings, f"{upstream.name} tool {name}", prices)
             declared = {} if name == "*" else {"POST": f"{DECLARED},{bazaar.of_tool(name)}"}
             tools[name] = replace(route, failed_if=failed_if, extensions=declared)
         except ValueError as fault:
             faults.append(f"upstreams.{upstream.name}.tools, {name!r}: {fault}")
     settings = RouteSettings.model_validate({**base, "price": "free"})
-    free, _ = _compile_route(upstream, settings, f"{upstream.name} free")
+    free, _ = _compile_route(upstream, settings, f"{upstream.name} free", prices)
     return McpMount(upstream.name, upstream.mount, tools, free)
 
 

@@ -283,6 +283,19 @@ routes = {self.routes}
 
         return servers.in_thread(read())
 
+    def change(self, sql: str, *params: Any) -> None:
+        """Change the database by hand, while nothing runs on it."""
+
+        async def write() -> None:
+            db = await Database.connect(self.settings().server.database)
+            try:
+                async with db.write() as tx:
+                    assert await tx.execute(sql, *params), f"nothing was changed by {sql}"
+            finally:
+                await db.close()
+
+        servers.in_thread(write())
+
     def payments(self, payer: str) -> list[dict[str, Any]]:
         return self.rows("SELECT * FROM payment WHERE payer = $1 ORDER BY created_at_ms", payer)
 

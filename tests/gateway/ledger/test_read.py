@@ -10,6 +10,7 @@ from gateway.db import Database
 from gateway.ledger import Expire, Refund, Refunded, prices, read, statement
 from tests.gateway.ledger.helpers import (
     T0,
+    Clock,
     capture,
     held,
     hold,
@@ -172,13 +173,47 @@ async def test_a_statement_by_type_and_time(db: Database, monkeypatch: pytest.Mo
 
 
 async def test_the_terms_of_a_price_are_kept_as_they_were(db: Database) -> None:
-    await prices.remember(db, {"flat:1": {"price": "$0.000001"}, "x": {"a": [1, "ü"]}})
+    await prices.remember(db, {"flat:1": ({"price": "$0.000001"}, {"rule": "flat"})})
+    await prices.remember(db, {"x": ({"a": [1, "ü"]}, {"b": 2})})
     async with db.read() as tx:
         first = await prices.terms_of(tx, "x")
         assert first is not None
-        assert (first.version, first.terms) == ("x", {"a": [1, "ü"]})
+        assert (first.version, first.terms, first.source) == ("x", {"a": [1, "ü"]}, {"b": 2})
         assert await prices.terms_of(tx, "y") is None
-    await prices.remember(db, {"x": {"a": "another"}, "y": {}})
+    await prices.remember(db, {"x": ({"a": "another"}, {}), "y": ({}, {})})
     async with db.read() as tx:
         assert await prices.terms_of(tx, "x") == first
         assert (await prices.terms_of(tx, "y")) is not None
+
+
+async def test_which_price_a_route_had_is_noted(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    clock.install(monkeypatch)
+    assert await prices.note(db, {"GET /a": "v1", "GET /b": "w1"}, 100) == {}
+    clock.now_ms += 10
+    assert await prices.note(db, {"GET /c": "v1"}, 100) == {}
+    clock.now_ms += 10  # noted for the first time just now
+    assert await prices.note(db, {"GET /c": "v2"}, 100) == {
+        "GET /c": [(T0 + 10, "v1"), (T0 + 20, "v2")]
+    }
+    clock.now_ms += 1_000
+    assert await prices.note(db, {"GET /a": "v1", "GET /b": "w1"}, 100) == {}
+    changed = clock.now_ms
+    assert await prices.note(db, {"GET /a": "v2", "GET /b": "w1"}, 100) == {
+        "GET /a": [(T0, "v1"), (changed, "v2")]
+    }
+    clock.now_ms += 50
+    assert await prices.note(db, {"GET /a": "v3"}, 100) == {
+        "GET /a": [(T0, "v1"), (changed, "v2"), (changed + 50, "v3")]
+    }
+    clock.now_ms += 50  # the first change is too long ago; what it led to was in force since
+    assert await prices.note(db, {"GET /a": "v3"}, 100) == {
+        "GET /a": [(changed, "v2"), (changed + 50, "v3")]
+    }
+    clock.now_ms += 50
+    assert await prices.note(db, {"GET /a": "v3"}, 100) == {}
+    assert await prices.note(db, {"GET /a": "v2"}, 100) == {
+        "GET /a": [(changed + 50, "v3"), (clock.now_ms, "v2")]
+    }
