@@ -19,6 +19,7 @@ from tests.soak.postgres import PostgresMissing
 
 FIGURES: dict[str, Callable[[Run], None]] = {
     "spend": figures.spend,
+    "ceiling": figures.ceiling,
     "proxy": figures.proxy,
     "pg": pg.postgres,
     "402": figures.unpaid,
@@ -35,6 +36,7 @@ MEASURED_BY = {
     "FLOOR": "spend",
     "P-spend": "spend",
     "P-tail": "spend",
+    "P-ceiling": "ceiling",
     "P-proxy": "proxy",
     "P-pg": "pg",
     "P-402": "402",

@@ -33,31 +33,51 @@ def gateway_round(
     kind: str = "spend",
     connections: int = 32,
     random_ids: bool = False,
+    ceiling: str = "",
 ) -> Load:
     """Signed spends against a gateway that has been set up. ``kind``: of ``servers.py``."""
-    file, first = signed_file(folder, gateway, seconds, random_ids=random_ids)
+    file, first = signed_file(folder, gateway, seconds, random_ids=random_ids, ceiling=ceiling)
     with run.server(kind, gateway.port, "--config", str(gateway.config)) as pid:
         run.warm(gateway.port, first)
         return run.load(gateway.url, file, pid, seconds=seconds, connections=connections, once=True)
 
 
 def signed_file(
-    folder: Path, gateway: run.Gateway, seconds: int, *, random_ids: bool = False
+    folder: Path, gateway: run.Gateway, seconds: int, *, random_ids: bool = False, ceiling: str = ""
 ) -> tuple[Path, list[bytes]]:
     """Enough signed requests for a round, and one of every wallet to warm up with."""
     count = MOST_PER_S * seconds
-    signed = requests.signed(gateway.url, gateway.wallets, count, random_ids=random_ids)
+    signed = requests.signed(
+        gateway.url, gateway.wallets, count, random_ids=random_ids, ceiling=ceiling
+    )
     file = requests.write(folder / f"spend-{gateway.port}.bin", signed)
     first = requests.signed(gateway.url, gateway.wallets, len(gateway.wallets))
     return file, first.split(b"\0")[:-1]
 
 
 def spend_round(
-    folder: Path, seconds: int, accounts: int = ACCOUNTS, connections: int = 32
+    folder: Path,
+    seconds: int,
+    accounts: int = ACCOUNTS,
+    connections: int = 32,
+    ceiling: str = "",
 ) -> Load:
     """P-spend: a fresh database, the upstream answers in the process."""
     gateway = run.gateway(folder, f"sqlite:///{folder}/bench.db", 1, accounts)
-    return gateway_round(folder, gateway, seconds, connections=connections)
+    return gateway_round(folder, gateway, seconds, connections=connections, ceiling=ceiling)
+
+
+def ceiling(given: Run) -> None:
+    """P-ceiling: what a ceiling under the signature adds to a spend."""
+    without, under = [], []
+    for _ in range(given.rounds):
+        with run.scratch() as folder:
+            without.append(spend_round(folder, given.seconds))
+        with run.scratch() as folder:
+            under.append(spend_round(folder, given.seconds, ceiling="$0.05"))
+    found, against = median(under), median(without)
+    added = 100 * (found.cpu_us / against.cpu_us - 1)
+    given.put("P-ceiling", added, "% CPU added", goal=5, most=True, peer=row(against), **row(found))
 
 
 def spend(given: Run) -> None:

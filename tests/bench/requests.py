@@ -38,13 +38,21 @@ def _wire(url: str, extra: dict[str, str], query: str = "") -> bytes:
 
 
 def signed(
-    url: str, wallets: list[bytes], count: int, *, random_ids: bool = False, query: str = ""
+    url: str,
+    wallets: list[bytes],
+    count: int,
+    *,
+    random_ids: bool = False,
+    query: str = "",
+    ceiling: str = "",
 ) -> bytes:
-    """``count`` requests, a NUL behind each, signed by the wallets in turn."""
+    """``count`` requests, a NUL behind each, signed by the wallets in turn. ``ceiling``: under
+    each signature, as ``Farebox-Max``."""
     from coincurve import PrivateKey
 
     now_s = int(time.time())
     signers = [PrivateKey(secret) for secret in wallets]
+    also = {"Farebox-Max": ceiling} if ceiling else {}
     out = []
     for i in range(count):
         nonce = secrets.token_hex(16) if random_ids else time_id()
@@ -52,13 +60,13 @@ def signed(
             signers[i % len(signers)],
             "POST",
             url + PATH + query,
-            [("Content-Type", "application/json")],
+            [("Content-Type", "application/json"), *also.items()],
             BODY,
             now_s=now_s,
             nonce=nonce,
             window_s=300,
         )
-        out.append(_wire(url, added, query))
+        out.append(_wire(url, also | added, query))
     return b"\0".join(out) + b"\0"
 
 
