@@ -57,6 +57,7 @@ CODES: Final[dict[str, Code]] = {
     "signature_digest_mismatch": Code(401, False, "The body is not the one that was signed"),
     "signature_authority_mismatch": Code(401, False, "The signature is for another host"),
     "signature_invalid": Code(401, False, "The signature is wrong"),
+    "credential_invalid": Code(401, False, "The credential is unknown, or its time is over"),
     "api_key_required": Code(401, False, "This needs an API key"),
     "identity_unsupported": Code(401, False, "This kind of identity is not accepted here"),
     "payer_signature_required": Code(

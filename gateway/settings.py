@@ -177,6 +177,8 @@ class Credits(Section):
     expire_after: Annotated[Span | None, BeforeValidator(forms.span)] = Span(0, 12, "12 months")
     """None: never. ``expire_after.after_ms(now_ms)`` is when credits bought now expire."""
     min_onchain_units: Annotated[Units, Field(ge=1)] = Field(10_000, alias="min_onchain")
+    credential_s: Annotated[Count, Field(ge=0, le=3_600)] = 3_600
+    """How long what a bare payment is given may spend the rest of it. 0: it is given nothing."""
 
     @field_validator("per_usd")
     @classmethod

@@ -15,6 +15,7 @@ from typing import Final
 
 from chain.errors import ChainError
 from chain.survey import survey
+from gateway.accounts import credentials
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.ledger import audit, sweep
 from gateway.node import Node
@@ -30,6 +31,7 @@ LAPSE_MARGIN_MS: Final = 2_000
 PAYMENT_LEASE_MS: Final = 15_000
 AUDIT_EVERY_S: Final = 3_600
 SURVEY_EVERY_S: Final = 10
+_KEPT_MS: Final = 600_000  # what has ended is kept so long: clocks differ
 _LONGEST_LOOK_MS: Final = 60_000
 _PER_ROUND: Final = 50
 _PASSING: Final = (ChainError, CardError, DatabaseUnavailable, CommitUnknown, TimeoutError)
@@ -192,6 +194,7 @@ async def _purge(node: Node) -> None:
     async with node.db.read() as tx:
         now_ms = await tx.now_ms()
     await sweep.purge_answers(node.db, now_ms - node.settings.server.answer_keep_s * 1000)
+    await credentials.purge(node.db, now_ms - _KEPT_MS)
 
 
 async def _reconcile(node: Node) -> None:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import ledger
+from gateway.fields import values
 from gateway.ledger import read, statement
 from gateway.money import format_usd
 from gateway.node import Node
@@ -19,6 +20,7 @@ from gateway.own import (
     answer,
     body_of,
     bound_caller,
+    caller_of,
     node_of,
     number_of,
     one_of,
@@ -26,6 +28,7 @@ from gateway.own import (
     table_of,
     time_of,
 )
+from gateway.proxy.headers import is_our_key
 
 _RECENT = 5
 _PAGE = 100
@@ -150,15 +153,25 @@ def _told(node: Node, line: statement.Line, wallet: str) -> dict[str, Any]:
     }
 
 
+async def _lots_of(request: Request) -> tuple[int | None, int | None]:
+    """Which lot (None: all) of which account the caller may see. Raises ``Problem``."""
+    body = await body_of(request)
+    if any(map(is_our_key, values(request.scope["headers"], b"authorization"))):
+        credential = (await caller_of(request, body)).credential
+        if credential is not None:
+            return credential.lot_id, credential.account_id
+    return None, (await bound_caller(request, body))[1]
+
+
 async def lots(request: Request) -> Response:
-    """Where the credits came from and when they expire."""
+    """Where the credits came from and when they expire. A credential is shown its own lot."""
     node = node_of(request)
-    _, account_id = await bound_caller(request, await body_of(request))
+    only, account_id = await _lots_of(request)
     rows: Any = ()
     if account_id is not None:
         await node.writer.submit(ledger.Expire(account_id))
         async with node.db.read() as tx:
-            rows = await read.lots(tx, account_id, _PAGE)
+            rows = await read.lots(tx, account_id, _PAGE, only)
     return answer(
         200,
         {

@@ -64,8 +64,8 @@ async def statement(
     return [transfer_row(row) for row in rows]
 
 
-async def lots(tx: Tx, account_id: int, limit: int) -> Sequence[LotState]:
-    """An account's newest lots, with what truly remains of each.
+async def lots(tx: Tx, account_id: int, limit: int, only: int | None = None) -> Sequence[LotState]:
+    """An account's newest lots, or ``only`` that one, with what truly remains of each.
 
     What was spent since the last fold is not booked on the lots yet; it is taken off here in the
     order in which the fold will take it.
@@ -77,9 +77,11 @@ async def lots(tx: Tx, account_id: int, limit: int) -> Sequence[LotState]:
         unbooked -= part
         left[row["id"]] = row["remaining_units"] - part
     newest = await tx.fetch(
-        f"SELECT {columns(LOT)} FROM lot WHERE account_id = $1 ORDER BY id DESC LIMIT $2",  # noqa: S608
+        f"SELECT {columns(LOT)} FROM lot WHERE account_id = $1 AND id = coalesce($3, id)"  # noqa: S608
+        " ORDER BY id DESC LIMIT $2",
         account_id,
         limit,
+        only,
     )
     found = [LotState(**{name: row[name] for name in LOT}) for row in newest]
     for lot in found:

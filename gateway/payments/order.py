@@ -33,7 +33,8 @@ class CameWith:
 
     ``content`` identifies it: the same authorization with other content is a conflict.
     ``amount_units`` is what the request itself says is bought; None: any offer for it will do.
-    ``gift``: who gets the credits, if that is not the payer. ``door``: of the payment.
+    ``gift``: who gets the credits, if that is not the payer. ``door``: of the payment. ``bare``:
+    no identity came with it, so it may be given a credential (accounts/credentials.py).
     """
 
     asked: offers.Asked
@@ -42,6 +43,7 @@ class CameWith:
     amount_units: int | None = None
     gift: Gift | None = None
     door: str = ""
+    bare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Order:
     offer: bytes | None
     given: tuple[str, str] | None = None
     door: str = ""
+    bare: bool = False
 
     @property
     def key(self) -> AuthKey:
@@ -113,6 +116,7 @@ def order_of(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> 
         content=came.content,
         offer=opened.digest if opened is not None else None,
         door=came.door,
+        bare=came.bare,
     )
 
 

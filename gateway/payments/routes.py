@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -87,6 +88,7 @@ async def buy(request: Request) -> Response:
         raise challenge.for_credits(node.settings, node.rails.keys, asked, now, units)
     try:
         came = _came_with(request, wanted, caller.presented, asked, units)
+        came = replace(came, bare=caller.signer is None)
         paid = await x402.pay(node.rails, caller.presented, came)
     except Problem as refusal:
         raise _refused(node, asked, now, units, caller.presented, refusal) from None
@@ -240,6 +242,8 @@ async def _bought(  # noqa: PLR0917
     headers = dict(replies.payment_receipt(node, payment, asked.target).headers)
     if paid.repeat:
         headers["Farebox-Replayed"] = "true"
+    if paid.credential is not None:
+        headers["Farebox-Credential"] = paid.credential
     return answer(200, {"success": True, **view}, headers)
 
 

@@ -23,7 +23,7 @@ from chain.receipts import Receipt
 from chain.rpc import Rpc
 from chain.schemes import eip3009
 from gateway import ledger
-from gateway.accounts import wallets
+from gateway.accounts import credentials, wallets
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable, Tx, transact
 from gateway.errors import Problem
 from gateway.ledger import read
@@ -58,13 +58,15 @@ MakeHold = Callable[[int, int], ledger.Hold]
 @dataclass(frozen=True, slots=True)
 class Paid:
     """What is known of a payment now. ``held`` is the outcome of the call's hold, if it was taken
-    with the mint; ``repeat``: the payment had been presented before."""
+    with the mint; ``repeat``: the payment had been presented before; ``credential``: what it was
+    given to spend its credits with, told here and never again."""
 
     payment: Payment
     price_units: int | None
     held: ledger.Outcome | None
     repeat: bool
     same_presenter: bool
+    credential: str | None = None
 
 
 async def pay(
@@ -193,11 +195,11 @@ async def _settle(
         return None
     payment = replace(begun[-1], tx_hash=handed.tx_hash)
     hold = None if make_hold is None else _priced(make_hold, order.price_units)
-    held = None
+    held = credential = None
     try:
         if handed.receipt is not None:
             ending = _Ending(payment, handed.receipt, account_id)
-            payment, held = await _finish(rails, order, ending, hold)
+            payment, held, credential = await _finish(rails, order, ending, hold)
     except (ChainError, DatabaseUnavailable, CommitUnknown) as error:
         # The money may have moved and the mint may even stand; the background loop finds out.
         log.info("payment %s: %s; it is looked at again", payment.id, error)
@@ -205,7 +207,9 @@ async def _settle(
         await _let_go(rails, payment)
     if handed.receipt is None and order.chain.facilitator:
         payment = await _by_others(rails, payment)
-    return Paid(payment, order.price_units, held, repeat=False, same_presenter=True)
+    return Paid(
+        payment, order.price_units, held, repeat=False, same_presenter=True, credential=credential
+    )
 
 
 async def _by_others(rails: Rails, payment: Payment) -> Payment:
@@ -359,7 +363,7 @@ class _Ending:
 
 async def _finish(
     rails: Rails, order: Order, ending: _Ending, hold: Callable[[int], ledger.Hold] | None
-) -> tuple[Payment, ledger.Outcome | None]:
+) -> tuple[Payment, ledger.Outcome | None, str | None]:
     """Finish by what the logs say of this very payment. Still processing: not known yet."""
     auth, payment = order.auth, ending.payment
     spent = Spent(order.asset, auth.from_, auth.nonce, auth.to)
@@ -368,13 +372,32 @@ async def _finish(
         # A neighbour may have taken it along, or the payer was faster: find out now, and send it
         # alone if it is still good.
         await recover.recover(rails, payment)
-        return await _await_end(rails, payment, recover.recover), None
+        return await _await_end(rails, payment, recover.recover), None, None
     transfer = found
+    life_s = _credential_s(rails.settings, order, payment)
 
-    async def work(tx: Tx) -> tuple[Payment, ledger.Outcome | None]:
-        return await journal.finish(tx, payment.id, transfer, await tx.now_ms(), hold)
+    async def work(tx: Tx) -> tuple[Payment, ledger.Outcome | None, str | None]:
+        now_ms, given = await tx.now_ms(), None
+        done, held = await journal.finish(tx, payment.id, transfer, now_ms, hold)
+        if life_s and done.state == "succeeded" and done.lot_id is not None:
+            end_ms = now_ms + life_s * 1_000
+            given = await credentials.issue(tx, done.id, done.lot_id, auth.from_, end_ms)
+        return done, held, given
 
     return await together.write(rails.endings, rails.db, ending.account_id, work)
+
+
+def _credential_s(settings: Settings, order: Order, payment: Payment) -> int:
+    """How long a credential for what this payment leaves is good; 0: it gets none.
+
+    Only the key that pays for itself does: what a contract takes for a signature another may make.
+    """
+    auth = order.auth
+    own = (payment.recipient, payment.recipient_chain) == (auth.from_, "")
+    if not own or not order.bare or auth.value_units <= order.price_units:
+        return 0
+    signed = eip3009.signed_by_key(order.chain.network, order.asset, auth)
+    return settings.credits.credential_s if signed else 0
 
 
 async def _let_go(rails: Rails, payment: Payment) -> None:

@@ -32,6 +32,10 @@ _SAME: Final = {
     "price_unknown": ("change", "the same request with one of the values the answer lists"),
     "invalid_amount": ("change", "the same request for an amount that is sold"),
     "api_key_required": ("change", "the same request with Authorization: Bearer and the API key"),
+    "credential_invalid": (
+        "sign",
+        "the same request signed by the wallet (ERC-8128), without Authorization",
+    ),
     "identity_unsupported": ("sign", "the same request signed by a wallet (ERC-8128) instead"),
     "payer_mismatch": ("change", "the same request, signed and paid by one wallet"),
     "payment_already_used": (

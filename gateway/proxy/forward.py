@@ -57,7 +57,11 @@ class Incoming(NamedTuple):
 
 
 class Ticket(NamedTuple):
-    """The right to run a call once: its hold, who it is for, and the payment that came with it."""
+    """The right to run a call once: its hold, who it is for, and the payment that came with it.
+
+    ``payer``: of the credential that it is paid with. ``credential``: one that goes out with the
+    answer, this once.
+    """
 
     hold: ledger.HoldRow
     balance: ledger.Balance
@@ -65,6 +69,8 @@ class Ticket(NamedTuple):
     receipt: replies.Receipt | None
     flight: Flight
     price: Quote | None = None  # its quote, where what it comes to hangs on the answer
+    payer: str | None = None
+    credential: str | None = None
 
 
 async def run(
@@ -113,8 +119,9 @@ def _open(call: HeldCall, incoming: Incoming) -> open_upstream:
         ]
     else:
         ours = [_PAID, request_id]
-        if ticket.receipt is not None:
-            ours.append((b"farebox-payer", ticket.receipt.payer.encode()))
+        payer = ticket.payer if ticket.receipt is None else ticket.receipt.payer
+        if payer is not None:
+            ours.append((b"farebox-payer", payer.encode()))
     fields = incoming.headers
     if call.metering is not None:
         wishes = b",".join(values(fields, b"farebox-prefer"))
@@ -226,6 +233,8 @@ class HeldCall:
             fields = cors.expose(fields)
         else:
             lines += cors.OPEN_TO_ALL
+        if self.ticket.credential is not None:
+            fields = self._with_credential(fields)
         self._started = True
         await self._send.whole(answer.status, fields, lines, body)
 
@@ -245,7 +254,7 @@ class HeldCall:
                 *replies.paid_from(self.node, self.ticket.receipt, None, 0),
             )
         )
-        await self._start(answer.status, fields)
+        await self._start(answer.status, self._with_credential(fields))
         caller = Caller(self._receive, self._send, answer)
         keep_bytes = self.node.settings.server.buffer_answer_bytes
         if metering is not None and metering.with_costs:
@@ -279,6 +288,17 @@ class HeldCall:
             self.node.settings.server.public_url,
         )
 
+    def _with_credential(self, fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """What is sent, and was not stored: with the credential, which no cache may keep."""
+        credential = self.ticket.credential
+        if credential is None:
+            return fields
+        return [
+            *(field for field in fields if field[0] != b"cache-control"),
+            (b"cache-control", b"no-store"),
+            (b"farebox-credential", credential.encode()),
+        ]
+
     def _reason(
         self, answer: Answer, body: bytes | None, *, caller_was_slow: bool = False
     ) -> str | None:
@@ -311,6 +331,7 @@ class HeldCall:
         closed = await self.void(reason or problem.code, answer)
         fields = _encoded(kind) + _encoded(tuple(problem.headers.items()))
         fields.append((b"content-length", str(len(body)).encode()))
+        fields = self._with_credential(fields)
         self._started = True
         await self._send.whole(problem.status, cors.expose(fields), self._receipt(closed), body)
 
@@ -358,8 +379,9 @@ class HeldCall:
             text = (
                 f"farebox-request-id: {hold.request_id}\r\n"
                 f"farebox-charged: {format_credits(charged, per_usd)}\r\n"
-                f"farebox-balance: {format_credits(available, per_usd)}\r\n"
             )
+            if self.ticket.payer is None:  # a credential is not told what else there is
+                text += f"farebox-balance: {format_credits(available, per_usd)}\r\n"
             paid_from = replies.paid_from(self.node, receipt, charged, available)
         for name, value in paid_from:
             text += f"{name}: {value}\r\n"

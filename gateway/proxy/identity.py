@@ -5,11 +5,16 @@ An identity that is present and fails ends the request; nothing weaker is tried 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from secrets import token_hex
 from typing import Final, NamedTuple
 
 from chain.errors import ChainError
 from gateway import ledger
+from gateway.accounts import credentials
+from gateway.accounts.credentials import Credential
+from gateway.db import DatabaseUnavailable
 from gateway.errors import NextAction, Problem
 from gateway.fields import by_name, values
 from gateway.limits import UNKNOWN, Client
@@ -40,6 +45,11 @@ class Caller(NamedTuple):
     alias: str | None  # Idempotency-Key
     # What the signer agreed to pay at most, where the proof itself says so (sign-in-with-x).
     ceiling_units: int | None = None
+    credential: Credential | None = None  # as weak as a payment: it spends its own lot
+
+    @property
+    def proves_nothing(self) -> bool:
+        return self.signer is None and self.presented is None and self.credential is None
 
     @property
     def wallet(self) -> tuple[str, str] | None:
@@ -83,9 +93,12 @@ async def identify(  # noqa: PLR0917  (a request)
     raw = payment_header(headers)
     if raw is not None:
         presented = decode(raw)
+    credential = None
     if b"authorization" in named and any(map(is_our_key, named[b"authorization"])):
-        raise Problem("identity_unsupported", "Keys are not issued here yet: sign the request.")
-    caller = Caller(signer, presented, _alias(headers), ceiling_units)
+        if signer is not None:
+            raise Problem("identity_conflict", "The request is signed, and brings a key too.")
+        credential = await _credential(node, named[b"authorization"])
+    caller = Caller(signer, presented, _alias(headers), ceiling_units, credential)
     require_same_wallet(node, caller)
     return caller
 
@@ -100,7 +113,11 @@ def require_same_wallet(node: Node, caller: Caller) -> None:
     """Refuse a payment of another wallet than the one that signed. A contract is a wallet on its
     own chain only: elsewhere somebody else may hold the address. Raises
     ``Problem("payer_mismatch")``."""
-    signer, presented = caller.signer, caller.presented
+    signer, presented, credential = caller.signer, caller.presented, caller.credential
+    if presented is not None and credential is not None:
+        if presented.authorization.from_ != credential.payer:
+            raise Problem("payer_mismatch", "The payment and the credential are of two wallets.")
+        return
     if signer is None or presented is None:
         return
     payer = presented.authorization.from_
@@ -112,6 +129,25 @@ def require_same_wallet(node: Node, caller: Caller) -> None:
             f"The request is signed by {signer.address}{where} and paid by {payer} on "
             f"{presented.network}.",
         )
+
+
+async def _credential(node: Node, values: Sequence[bytes]) -> Credential:
+    """Who brings a credential of ours. Raises ``Problem``."""
+    if len(values) > 1:
+        raise Problem("identity_conflict", "Authorization may be sent only once.")
+    text = values[0].split(None, 1)[1].strip().decode("latin-1")
+    if not text.startswith(credentials.PREFIX):
+        raise Problem("identity_unsupported", "Keys are not issued here yet: sign the request.")
+    try:
+        async with node.db.read() as tx:
+            found = await credentials.find(tx, text)
+    except DatabaseUnavailable as error:
+        raise unavailable(error) from error
+    if found is None:
+        raise Problem(
+            "credential_invalid", "This credential is not one of ours, or its hour is over."
+        )
+    return found
 
 
 def _alias(headers: Headers) -> str | None:
@@ -210,6 +246,10 @@ def guard_of(node: Node, caller: Caller) -> ledger.Guard:
     if signer is not None and wallet is not None:
         # The account tells apart who holds the address on which chain, as it does for payers.
         return ledger.Guard(wallet[0], signer.scheme, signer.request_id, alias, paid_by)
+    if caller.presented is None and caller.credential is not None:
+        # It is shown with every call, so it is no one-time value: the caller names one, or we do.
+        request_id = caller.alias or f"{time.time_ns() // 1_000_000:012x}{token_hex(10)}"
+        return ledger.Guard(caller.credential.name, credentials.SCHEME, request_id)
     if caller.presented is None:
         raise ledger.LedgerFault("a request without a proof cannot be guarded")
     auth = caller.presented.authorization

@@ -127,6 +127,7 @@ class _Asked:
             client,
             None,
             bound=bound(route, message.arguments),
+            shows_credential=False,
         )
 
 
@@ -154,7 +155,7 @@ async def _taken(call: _Asked) -> forward.Ticket | replies.Reply:
     node, request = call.node, call.request
     shown = _quote(call, quoting.shown(request.now_s))
     caller = await _caller(call, shown)
-    if caller.signer is None and caller.presented is None:
+    if caller.proves_nothing:
         raise paid.challenge_of(node, request, shown)
     price = _quote(call, quoting.held(node.settings, request.now_s))
     within_ceiling(caller, price)

@@ -55,6 +55,7 @@ class Request(NamedTuple):
     pace: Pace | None  # on routes with a rate limit
     tag: bytes | None = siwx.UNREAD  # what a challenge can say of its body (siwx.py)
     bound: bytes = b""  # what an offer says of its body (quoting.py)
+    shows_credential: bool = True  # whether its answer has a place for one
 
 
 async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) -> None:
@@ -77,7 +78,7 @@ async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) 
             raise
         request, price = await _looked_at(node, request, receive, send)
         raise refusal_of(node, request, price, presented, refusal) from None
-    if caller.signer is None and presented is None:
+    if caller.proves_nothing:
         request, price = await _looked_at(node, request, receive, send)
         await _unpaid(node, request, price, send)
         return
@@ -282,7 +283,11 @@ async def take_hold(  # noqa: PLR0917  (one caller)
 
     if caller.presented is not None:
         return await _take_paid(node, request, caller, price, content, hold)
-    account_id = await node.account_of(*(caller.wallet or ("", "")))
+    proof = caller.credential
+    if proof is not None:
+        account_id: int | None = proof.account_id
+    else:
+        account_id = await node.account_of(*(caller.wallet or ("", "")))
     if account_id is None:
         raise challenge_of(node, request, price, balance_units=0)
     refuse_uncharged(node, account_id, request.client)
@@ -294,6 +299,8 @@ async def take_hold(  # noqa: PLR0917  (one caller)
             raise refusal_of(node, request, price, None, wrong)
         units = min(units, caller.ceiling_units)
     step = hold(account_id, units)
+    if proof is not None:
+        step = replace(step, only=ledger.Only(proof.lot_id))
     flight = take_off(node, account_id, request.client)
     taken: forward.Ticket | replies.Reply | None = None
     try:
@@ -318,7 +325,8 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
         raise ledger.LedgerFault("no payment to take")
     payer = await node.account_of(presented.authorization.from_, "")
     refuse_uncharged(node, payer, request.client)  # before anybody's money moves
-    came = CameWith(_asked(request, price), offers.CALL, content)
+    bare = caller.signer is None and request.shows_credential
+    came = CameWith(_asked(request, price), offers.CALL, content, bare=bare)
     try:
         spent = None
         if caller.signer is None:
@@ -343,6 +351,20 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
         raise refusal_of(node, request, price, presented, failure)
     if payment.state != "succeeded":
         raise replies.pending(node, payment)
+    return await _take_settled(node, request, caller, price, paid, hold, receipt)
+
+
+async def _take_settled(  # noqa: PLR0917  (one caller)
+    node: Node,
+    request: Request,
+    caller: Caller,
+    price: Quote,
+    paid: x402.Paid,
+    hold: MakeHold,
+    receipt: replies.Receipt,
+) -> forward.Ticket | replies.Reply:
+    """The call of a payment that was settled."""
+    payment = paid.payment
     account_id = await node.account_of(payment.recipient or "", payment.recipient_chain)
     if account_id is None:
         raise ledger.LedgerFault(f"payment {payment.id} made no account")
@@ -359,7 +381,10 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
             # chain's calldata. The receipt is for anyone, the answer for the first presenter.
             return await replies.receipt_only(node, account_id, payment, receipt)
         held = await node.writer.submit(step)
-    return await _settle_hold(node, request, price, caller, step, held, receipt)
+    taken = await _settle_hold(node, request, price, caller, step, held, receipt)
+    if isinstance(taken, forward.Ticket):  # a stored answer goes without it
+        taken = taken._replace(credential=paid.credential)
+    return taken
 
 
 async def _from_credits(
@@ -420,7 +445,10 @@ async def _settle_hold(  # noqa: PLR0917  (one shape for both ways to a hold)
         case ledger.Held(hold=row, balance=balance):
             flight = flight or take_off(node, row.account_id, request.client)
             metered = price if request.route.metered else None
-            return forward.Ticket(row, balance, caller.signer, receipt, flight, metered)
+            payer = None
+            if receipt is None and caller.credential is not None:
+                payer = caller.credential.payer
+            return forward.Ticket(row, balance, caller.signer, receipt, flight, metered, payer)
         case ledger.Repeated(hold=row, close=close):
             return await replies.repeat(node, row, close, receipt)
         case ledger.Conflict():

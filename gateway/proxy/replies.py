@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gateway import ledger
+from gateway.accounts import credentials
 from gateway.errors import NextAction, Problem
 from gateway.ledger import read
 from gateway.ledger.sweep import INTERRUPTED
@@ -169,11 +170,13 @@ def pending(node: Node, payment: Payment, *, status: int | None = None) -> Probl
 def charge_headers(node: Node, hold: ledger.HoldRow, charged: int, available: int) -> Pairs:
     """What a call cost and what is left, in credits."""
     per_usd = node.settings.credits.per_usd
-    return (
+    told = (
         ("Farebox-Request-Id", hold.request_id),
         ("Farebox-Charged", format_credits(charged, per_usd)),
-        ("Farebox-Balance", format_credits(available, per_usd)),
     )
+    if hold.scheme.startswith(credentials.SCHEME):  # it is not told what else there is
+        return told
+    return (*told, ("Farebox-Balance", format_credits(available, per_usd)))
 
 
 def receipt_of_call(node: Node, hold: ledger.HoldRow, charge: read.Charge) -> dict[str, Any]:
