@@ -275,7 +275,8 @@ class HeldCall:
         closed = await self._close(reason, ledger.Answer(answer.status, _storable(kept), copy))
         last = rest.last
         if metering is not None and metering.stream:
-            charged, available = closed.transfer.amount_units, closed.balance.available_units
+            charged = closed.transfer.amount_units
+            available = closed.balance.available_units if self.ticket.payer is None else None
             last += metering.farewell(hold.request_id, charged, available)
         await self._send({"type": "http.response.body", "body": last})
 

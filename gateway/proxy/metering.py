@@ -201,8 +201,11 @@ class Metering:
         """A charge's breakdown as the ledger keeps it."""
         return breakdowns.text_of([line.shown() for line in made.breakdown])
 
-    def farewell(self, request_id: str, charged_units: int, available_units: int) -> bytes:
-        """The last events of a stream, once its charge is durable; empty where there are none."""
+    def farewell(self, request_id: str, charged_units: int, available_units: int | None) -> bytes:
+        """The last events of a stream, once its charge is durable; empty where there are none.
+
+        ``available_units`` None: the caller is not told (a credential).
+        """
         said = b""
         if self.cut:
             words = (
@@ -221,7 +224,7 @@ class Metering:
                     "request_id": request_id,
                     "cut": self.cut,
                     **self._amount("charged", charged_units),
-                    **self._amount("balance", available_units),
+                    **({} if available_units is None else self._amount("balance", available_units)),
                 }
             )
         return said

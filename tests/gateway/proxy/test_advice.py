@@ -29,6 +29,7 @@ def test_what_brings_its_own_keeps_it() -> None:
 # Raised with actions of their own, because only there is known what has to be signed or paid.
 OWN = {code for code, meaning in CODES.items() if meaning.status in (401, 402)} - {
     "api_key_required",
+    "credential_invalid",
     "identity_unsupported",
 } | {"ceiling_not_covered", "idempotency_key_not_covered"}
 # Their askers are no callers of ours: Stripe, and scripts of browsers.
