@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from gateway.forms import Member, Price
 from gateway.money import UNITS_PER_USD, format_credits, format_usd
 from gateway.settings import FailedIf, Route, Settings, Upstream
+
+_TOOL: Final = "tool "
+_OF_TOOLS: Final = "not charged: errors"
+_ALL_ELSE: Final = "all but tools/call"
 
 
 def table(settings: Settings, now_s: int) -> list[dict[str, Any]]:
@@ -25,7 +29,7 @@ def table(settings: Settings, now_s: int) -> list[dict[str, Any]]:
             "match": match,
             **_of_price(price, now_s),
             "failed_if": None if rules is None else _rules(rules),
-            "failed_if_text": _words(rules),
+            "failed_if_text": _OF_TOOLS if match.startswith(_TOOL) else _words(rules),
         }
         for upstream, match, price, rules, _ in _sold(settings)
     ]
@@ -65,7 +69,9 @@ def _sold(settings: Settings) -> Iterator[Sold]:
             rules = None if route.price.rule == "free" else route.failed_if
             yield upstream, route.match, route.price, rules, route
         for name, price in upstream.tools:
-            yield upstream, f"tool {name}", price, None, None
+            yield upstream, f"{_TOOL}{name}", price, None, None
+        if upstream.kind == "mcp":
+            yield upstream, _ALL_ELSE, Price("free", 0, {}), None, None
 
 
 def _of_price(price: Price, now_s: int) -> dict[str, Any]:
@@ -102,7 +108,11 @@ def _row(  # noqa: PLR0917  (one caller)
     if units is not None:
         told |= {"at_most": "price_units" not in told["price"], **_amount(units, per_usd)}
     if route is None:
-        return {**told, "method": "POST", "path": mount or "/", "tool": match.partition(" ")[2]}
+        told |= {"method": "POST", "path": mount or "/"}
+        if not match.startswith(_TOOL):
+            return told
+        free = told["price_text"] == "free"
+        return {**told, "tool": match[len(_TOOL) :], "not_charged": "" if free else _OF_TOOLS}
     told |= {"method": route.method, "path": mount + route.path}
     told |= {"description": route.description, "not_charged": _words(rules)}
     if route.bazaar is not None:

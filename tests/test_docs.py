@@ -88,6 +88,7 @@ MEMBERS = {
     "held_units",
     "so_far_units",
     "expires_at_ms",
+    "input_required",  # a type of MCP results
     "next_actions",
     "now_s",
     "min_onchain",

@@ -6,8 +6,10 @@ import json
 import re
 from typing import Any, Final
 
-_ENDS: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_END: Final = rb"(?:\r\n|\n|\r(?!\n))"  # of a line
+_ENDS: Final = re.compile(_END + _END)
 _LINE: Final = re.compile(rb"\r\n|\n|\r")
+_BOM: Final = b"\xef\xbb\xbf"
 MAX_EVENT_BYTES: Final = 1 << 20
 """The beginning of a longer event is not looked at."""
 
@@ -18,16 +20,29 @@ def split(waiting: bytes) -> tuple[bytes, bytes] | None:
     return None if found is None else (waiting[: found.end()], waiting[found.end() :])
 
 
+def lines_of(event: bytes) -> list[bytes]:
+    """The lines of an event, without their ends."""
+    return _LINE.split(event.removeprefix(_BOM))
+
+
+def data_lines(event: bytes) -> list[bytes]:
+    """What its fields ``data`` say, line by line."""
+    return [
+        line[5:].removeprefix(b" ")
+        for line in lines_of(event)
+        if line[:5] == b"data:" or line == b"data"
+    ]
+
+
 def data_of(event: bytes) -> dict[str, Any] | None:
     """The JSON object that an event holds; None if it holds none."""
-    lines = [line[5:].removeprefix(b" ") for line in _LINE.split(event) if line[:5] == b"data:"]
-    return object_of(b"\n".join(lines))
+    return object_of(b"\n".join(data_lines(event)))
 
 
 def object_of(text: bytes) -> dict[str, Any] | None:
-    """A JSON object of an upstream; None if it is none."""
+    """A JSON object of an upstream, read as a browser's fetch does; None if it is none."""
     try:
-        value = json.loads(text)
+        value = json.loads(text.removeprefix(_BOM).decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -19,12 +19,16 @@ from gateway.proxy import body as bodies
 from gateway.proxy import cors, headers, location
 from gateway.proxy.forward import timeouts_of
 from gateway.proxy.identity import Headers
+from gateway.proxy.outcome import UNCOMPRESSED
 from gateway.proxy.routes_table import Route, upstream_target
 from gateway.proxy.streaming import until_hung_up
 from gateway.proxy.target import Target
-from gateway.proxy.upstream import open_upstream
+from gateway.proxy.upstream import Answer, open_upstream
 
 Receive = Callable[[], Awaitable[Any]]
+FieldsOf = Callable[[int | None], list[tuple[bytes, bytes]]]
+"""``(length) -> header fields for the caller``, the body's length if it is known."""
+Relay = Callable[[Answer, FieldsOf, Outgoing], Awaitable[None]]
 
 # Most calls are over before it is worth looking whether anybody still waits for them.
 LOOK_AFTER_S: Final = 1.0
@@ -38,10 +42,13 @@ async def serve(  # noqa: PLR0917  (an ASGI call and what it was matched to)
     receive: Receive,
     send: Outgoing,
     read: tuple[Headers, bodies.Body] | None = None,
+    relay: Relay | None = None,
 ) -> None:
     """Forward one request. Identity and payment fields do not reach the upstream.
 
     ``read``: header fields and body to send instead of the request's own, which was read.
+    ``relay``: passes an answer on that is read on the way, and so must come without a coding; None:
+    as it is.
     """
     incoming = scope["headers"]
     if read is not None:
@@ -56,7 +63,7 @@ async def serve(  # noqa: PLR0917  (an ASGI call and what it was matched to)
             came=send.body_that_came(),
         )
     try:
-        await _forward(node, route, target, scope["method"], incoming, body, receive, send)
+        await _forward(node, route, target, scope["method"], incoming, body, receive, send, relay)
     finally:
         body.close()
 
@@ -70,6 +77,7 @@ async def _forward(  # noqa: PLR0917  (one caller)
     body: bodies.Body,
     receive: Receive,
     send: Outgoing,
+    relay: Relay | None,
 ) -> None:
     behind = node.upstreams[route.upstream]
     async with (
@@ -80,7 +88,10 @@ async def _forward(  # noqa: PLR0917  (one caller)
             method,
             upstream_target(route, behind.origin.base_path, target),
             headers=headers.request_headers(
-                incoming, host=behind.origin.authority, inject=behind.inject
+                incoming,
+                host=behind.origin.authority,
+                ours=() if relay is None else [UNCOMPRESSED],
+                inject=behind.inject,
             ),
             body=body.up(),
             length=body.size,
@@ -89,22 +100,21 @@ async def _forward(  # noqa: PLR0917  (one caller)
     ):
         if answer.status == 402:
             raise Problem("upstream_wants_payment", "The upstream itself asks for payment.")
-        fields = location.rewrite(
-            headers.response_headers(answer.headers, length=answer.content_length),
-            route,
-            behind.origin,
-            node.settings.server.public_url,
-        )
-        await send(
-            {
-                "type": "http.response.start",
-                "status": answer.status,
-                "headers": cors.expose(fields),
-            }
-        )
-        async for piece in answer.chunks():
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+
+        def fields(length: int | None) -> list[tuple[bytes, bytes]]:
+            found = headers.response_headers(answer.headers, length=length)
+            public_url = node.settings.server.public_url
+            return cors.expose(location.rewrite(found, route, behind.origin, public_url))
+
+        await (relay or _as_it_is)(answer, fields, send)
+
+
+async def _as_it_is(answer: Answer, fields: FieldsOf, send: Outgoing) -> None:
+    start = {"type": "http.response.start", "status": answer.status}
+    await send({**start, "headers": fields(answer.content_length)})
+    async for piece in answer.chunks():
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 @asynccontextmanager

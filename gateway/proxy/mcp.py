@@ -1,13 +1,14 @@
 """An MCP server behind the gateway: its tools are priced, everything else passes (streamable HTTP).
 
-    GET, DELETE, and messages other than the two below     as they are, free
-    tools/list                                             with the price of each tool
-    tools/call                                             priced by the tool's name
+    tools/call              priced by the tool's name
+    tools/list              free, with the price of each tool
+    all else, GET, DELETE   free; what a server says about money is not passed
 
 A call is paid as any other request: signed over HTTP (ERC-8128), or with a payment header; then it
 is also refused as any other. A client that says nothing in its headers is taken for one that knows
-x402's MCP transport: it gets its 402 as the result of the tool, and pays in
-``params._meta["x402/payment"]``. A batch is refused, since one answer cannot have two prices.
+x402's MCP transport: it gets its 402 as the result of the tool, or as a result of a type of its own
+if it speaks the extension (``org.x402/payment``), and pays in ``params._meta["x402/payment"]``. A
+batch is refused, since one answer cannot have two prices.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from gateway.payments.rails import content_hash
 from gateway.payments.wire import decode_object
 from gateway.pricing.quote import Quote
 from gateway.proxy import body as bodies
-from gateway.proxy import cors, events, forward, free, headers, paid, quoting, replies, runs
+from gateway.proxy import events, forward, free, mcp_free, paid, quoting, replies, runs
+from gateway.proxy import mcp_answers as answers
 from gateway.proxy import mcp_messages as messages
 from gateway.proxy.identity import (
     Caller,
@@ -40,13 +42,11 @@ from gateway.proxy.identity import (
     require_same_wallet,
     says_nothing,
 )
-from gateway.proxy.mcp_call import MAX_RESULT_BYTES, ToolCall
+from gateway.proxy.mcp_call import ToolCall
 from gateway.proxy.mcp_messages import Message
-from gateway.proxy.outcome import UNCOMPRESSED, streams
 from gateway.proxy.quoting import bound, quote_of, within_ceiling
-from gateway.proxy.routes_table import McpMount, Route, upstream_target
+from gateway.proxy.routes_table import McpMount, Route
 from gateway.proxy.target import Target
-from gateway.proxy.upstream import open_upstream
 from wallet_auth import AuthError, check_body
 
 Receive = Callable[[], Awaitable[Any]]
@@ -56,6 +56,8 @@ _OF_THE_BODY: Final = frozenset(
 )
 _JSON: Final = (b"content-type", b"application/json")
 LISTEN_S: Final = 3_600
+# Refusals of a payment that are no 402: nothing was sent for it, and another one would be taken.
+_ANOTHER_WILL_DO: Final = frozenset({"invalid_payload", "payment_already_used"})
 
 
 async def serve(  # noqa: PLR0917  (an ASGI call and what it was matched to)
@@ -71,7 +73,7 @@ async def serve(  # noqa: PLR0917  (an ASGI call and what it was matched to)
     if scope["method"] in ("GET", "DELETE"):
         # A stream of what the server has to say, which may be silent for long.
         route = replace(mount.free, timeout_s=mount.free.timeout_s or LISTEN_S)
-        await free.serve(node, route, target, scope, receive, send)
+        await free.serve(node, route, target, scope, receive, send, relay=mcp_free.relay)
         return
     if scope["method"] != "POST":
         allow = {"Allow": "GET, POST, DELETE"}
@@ -82,16 +84,24 @@ async def serve(  # noqa: PLR0917  (an ASGI call and what it was matched to)
     body = await read_body(receive, incoming, node.settings.server.max_body_bytes)
     message = messages.read(body)
     up = Fields([*(pair for pair in incoming if pair[0] not in _OF_THE_BODY), _JSON])
-    if message.method == messages.LIST:
-        await _list(node, mount, target, up, message, send)
-        return
+    messages.require_same(incoming, message)
     if message.method == messages.CALL:
         route = messages.price_of(mount.tools, message.tool)
         if not route.free:
             call = _Asked(node, route, target, client, incoming, up, body, message, log_id(scope))
             await _call(call, receive, send)
             return
-    await free.serve(node, mount.free, target, scope, receive, send, (up, bodies.of(message.up)))
+    relay = partial(mcp_free.relay, show=_show(node, mount, message.method))
+    await free.serve(
+        node, mount.free, target, scope, receive, send, (up, bodies.of(message.up)), relay
+    )
+
+
+def _show(node: Node, mount: McpMount, method: str) -> answers.Show:
+    if method == messages.LIST:
+        per_usd = node.settings.credits.per_usd
+        return partial(answers.listed, tools=mount.tools, per_usd=per_usd)
+    return answers.advertised if method == messages.DISCOVER else answers.unchanged
 
 
 class _Asked:
@@ -138,7 +148,7 @@ async def _call(call: _Asked, receive: Receive, send: Outgoing) -> None:
     except Problem as problem:
         if over_http:
             raise
-        told = messages.problem_result(problem, call.message.tool, call.log_id)
+        told = messages.refusal(_payable(call, problem), call.message, call.log_id)
         await _send(send, messages.answer(call.message.id, "result", told))
         return
     if isinstance(taken, replies.Reply):
@@ -148,6 +158,15 @@ async def _call(call: _Asked, receive: Receive, send: Outgoing) -> None:
     incoming = forward.Incoming(call.request.route, call.target, call.up, body, call.request.client)
     make = partial(ToolCall, message_id=call.message.id)
     await forward.run_call(make(call.node, call.request.route, taken, receive, send), incoming)
+
+
+def _payable(call: _Asked, problem: Problem) -> Problem:
+    """A payment that is no good is answered with offers, in the extension's words too."""
+    message = call.message
+    if message.extension and message.payment is not None and problem.code in _ANOTHER_WILL_DO:
+        price = _quote(call, quoting.shown(call.request.now_s))
+        return paid.challenge_of(call.node, call.request, price, refusal=problem)
+    return problem
 
 
 async def _taken(call: _Asked) -> forward.Ticket | replies.Reply:
@@ -161,7 +180,7 @@ async def _taken(call: _Asked) -> forward.Ticket | replies.Reply:
     within_ceiling(caller, price)
     run = runs.run_of(call.incoming)
     target = request.target.raw
-    content = content_hash(b"POST", target, call.message.arguments, (run or "").encode())
+    content = content_hash(b"POST", target, call.message.content, (run or "").encode())
     try:
         return await paid.take_hold(node, request, caller, price, content, run)
     except (DatabaseUnavailable, CommitUnknown, ChainError) as error:
@@ -209,7 +228,9 @@ async def _again(call: _Asked, reply: replies.Reply, send: Outgoing) -> None:
     if stored is None or "jsonrpc" not in stored:
         text = json.dumps(stored)
         stored = {"jsonrpc": "2.0", "result": {"content": [{"type": "text", "text": text}]}}
-    told = messages.with_meta({**stored, "id": call.message.id}, messages.money(reply.headers))
+        if call.message.typed:
+            stored["result"]["resultType"] = "complete"
+    told = answers.with_meta({**stored, "id": call.message.id}, answers.money(reply.headers))
     fields = [pair for pair in reply.headers if pair[0].lower() != "content-type"]
     await _send(send, json.dumps(told).encode(), fields)
 
@@ -219,48 +240,3 @@ async def _send(send: Outgoing, body: bytes, fields: replies.Pairs = ()) -> None
     if not any(name.lower() == "cache-control" for name, _ in fields):
         kind = (*kind, ("Cache-Control", "no-store"))
     await replies.send(replies.Reply(200, kind, body), "POST", send)
-
-
-async def _list(  # noqa: PLR0917  (one caller)
-    node: Node, mount: McpMount, target: Target, up: Headers, message: Message, send: Outgoing
-) -> None:
-    """The upstream's tools, each with its price; those without one are not shown."""
-    behind = node.upstreams[mount.upstream]
-    async with open_upstream(
-        node.client,
-        behind.origin,
-        "POST",
-        upstream_target(mount.free, behind.origin.base_path, target),
-        headers=headers.request_headers(
-            up, host=behind.origin.authority, ours=[UNCOMPRESSED], inject=behind.inject
-        ),
-        body=message.up,
-        timeouts=forward.timeouts_of(node, behind, mount.free),
-    ) as answer:
-        body, whole = await answer.read(MAX_RESULT_BYTES)
-        if not whole:
-            raise Problem("upstream_error", "The upstream's list of tools is too long.")
-        per_usd = node.settings.credits.per_usd
-        show = partial(messages.listed, tools=mount.tools, per_usd=per_usd)
-        shown = _shown_events(body, show) if streams(answer.headers) else _shown(body, show)
-        fields = headers.response_headers(answer.headers, length=len(shown))
-        status = answer.status
-    await send({"type": "http.response.start", "status": status, "headers": cors.expose(fields)})
-    await send({"type": "http.response.body", "body": shown})
-
-
-Show = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-def _shown(body: bytes, show: Show) -> bytes:
-    found = events.object_of(body)
-    return body if found is None else json.dumps(show(found)).encode()
-
-
-def _shown_events(body: bytes, show: Show) -> bytes:
-    out = b""
-    while (parts := events.split(body)) is not None:
-        event, body = parts
-        found = events.data_of(event)
-        out += event if found is None else messages.event(show(found))
-    return out + body

@@ -14,17 +14,25 @@ from typing import Any, Final
 
 from gateway import ledger
 from gateway.errors import Problem
+from gateway.fields import values
 from gateway.money import format_credits
 from gateway.proxy import cors, events, outcome, replies
+from gateway.proxy import mcp_answers as answers
 from gateway.proxy import mcp_messages as messages
 from gateway.proxy.forward import HeldCall
 from gateway.proxy.streaming import Caller
 from gateway.proxy.upstream import Answer
 
-MAX_RESULT_BYTES: Final = 4 << 20
 _JSON: Final = (b"content-type", b"application/json")
 _KIND: Final = (("content-type", "application/json"), ("cache-control", "private"))
 Fields = list[tuple[bytes, bytes]]
+
+
+def require_readable(answer: Answer) -> None:
+    """An answer that cannot be read is not passed: its reader might find it asks for payment."""
+    codings = values(answer.headers, b"content-encoding")
+    if any(value.strip().lower() not in (b"", b"identity") for value in codings):
+        raise Problem("upstream_error", "The upstream's answer has a content encoding.")
 
 
 class ToolCall(HeldCall):
@@ -36,9 +44,10 @@ class ToolCall(HeldCall):
 
     async def relay(self, answer: Answer) -> None:
         """Pass the upstream's answer on, charged if it is a result that is no error."""
-        if answer.status != 200:  # a session that ended, and other words of the transport
+        if answer.status >= 300:  # a session that ended, and other words of the transport
             await super().relay(answer)
         else:
+            require_readable(answer)
             if self.metering is not None:
                 self.metering.begin(answer)
             if outcome.streams(answer.headers):
@@ -47,9 +56,9 @@ class ToolCall(HeldCall):
                 await self._one(answer)
 
     async def _one(self, answer: Answer) -> None:
-        body, whole = await answer.read(MAX_RESULT_BYTES)
+        body, whole = await answer.read(answers.MAX_RESULT_BYTES)
         found = events.object_of(body) if whole else None
-        if found is None or not messages.answers(found, self._message_id):
+        if found is None or not answers.answers(found, self._message_id):
             raise Problem("upstream_error", "The upstream's answer is no response to this call.")
         closed, told = await self._decided(found, len(body))
         kept = [pair for pair in self._fields(answer) if pair[0] != b"content-type"]
@@ -68,7 +77,7 @@ class ToolCall(HeldCall):
                         event, waiting = parts
                         if await self._last(event, caller):
                             return
-                    if len(waiting) > MAX_RESULT_BYTES:
+                    if len(waiting) > answers.MAX_RESULT_BYTES:
                         break
             if caller.absent:
                 await self._unheard()
@@ -94,11 +103,11 @@ class ToolCall(HeldCall):
         if self.metering is not None:
             self.metering.passed(event)
         found = events.data_of(event)
-        if found is not None and messages.answers(found, self._message_id):
+        if found is not None and answers.answers(found, self._message_id):
             _, told = await self._decided(found, 0)
-            await self._send({"type": "http.response.body", "body": messages.event(told)})
+            await self._send({"type": "http.response.body", "body": answers.event(told)})
             return True
-        if await caller.take(event):
+        if await caller.take(answers.shown(event)):
             return False
         await self._unheard()
         await self._send({"type": "http.response.body", "body": b""})
@@ -121,17 +130,17 @@ class ToolCall(HeldCall):
         """End the hold by a response of so many bytes; the response as the caller may see it."""
         if self.metering is not None:
             self.metering.message(found, length)
-        reason = messages.why_not_charged(found)
-        clean = messages.with_meta(found, {})
+        reason = answers.why_not_charged(found)
+        clean = answers.with_meta(found, {})
         stored = ledger.Answer(200, _KIND, json.dumps(clean).encode())
         if len(stored.body or b"") > self.node.settings.server.buffer_answer_bytes:
             stored = ledger.Answer(200, _KIND, None)
         closed = await self._close(reason, stored)
-        return closed, messages.with_meta(clean, self._money(closed))
+        return closed, answers.with_meta(clean, self._money(closed))
 
     def _money(self, closed: ledger.Closed) -> dict[str, Any]:
         charged, available = closed.transfer.amount_units, closed.balance.available_units
-        return messages.money(
+        return answers.money(
             (
                 *replies.charge_headers(self.node, self.ticket.hold, charged, available),
                 *replies.paid_from(self.node, self.ticket.receipt, charged, available),
@@ -144,7 +153,7 @@ class ToolCall(HeldCall):
             await super().failed(problem, reason)
             return
         error = {
-            "code": messages.INTERNAL_ERROR,
+            "code": answers.INTERNAL_ERROR,
             "message": problem.detail,
             "data": problem.body(self.ticket.hold.request_id),
         }

@@ -1,44 +1,55 @@
-"""JSON-RPC messages of MCP, read strictly and written anew, and what they say about money.
+"""JSON-RPC messages of MCP as a client sends them, read strictly, and how they are refused.
 
 What goes up is written anew from what was read here: an upstream that reads JSON more loosely (the
 last of two equal keys, keys in any case) sees no other message than the one that was priced. A
-payment in ``params._meta`` does not go up.
-
-What comes down is the upstream's; of x402's words in it none is left but our own: a result that
-asks for payment would have the client pay whoever it names.
+payment in ``params._meta`` does not go up, and neither does it say there that the caller can pay:
+it is we who are paid (x402's MCP transport, both of its bindings). What comes down: mcp_answers.py.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.errors import Problem
-from gateway.money import format_credits, format_usd
 from gateway.proxy.routes_table import Route
 from wallet_auth.strict import json_object
 
 PAYMENT: Final = "x402/payment"
 RESPONSE: Final = "x402/payment-response"
+EXTENSION: Final = "org.x402/payment"
 CALL: Final = "tools/call"
 LIST: Final = "tools/list"
+DISCOVER: Final = "server/discover"
 EVERY: Final = "*"
-INTERNAL_ERROR: Final = -32603
+_OF_MCP: Final = "io.modelcontextprotocol/"
+_CAPABILITIES: Final = f"{_OF_MCP}clientCapabilities"
+_REVISION: Final = f"{_OF_MCP}protocolVersion"
+_WITH_RESULT_TYPES: Final = "2026-07-28"  # from this revision on every result names its type
 _MEMBERS: Final = frozenset({"jsonrpc", "method", "params", "id", "result", "error"})
 _PARAMS: Final = frozenset({"name", "arguments", "_meta"})
+_REVISIONS: Final = re.compile(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}")
+_CODED: Final = re.compile(r"=\?base64\?([A-Za-z0-9+/]*={0,2})\?=")
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a client. ``tool`` and ``payment`` are of a ``tools/call`` only."""
+    """One message of a client. ``tool`` and ``payment`` are of a ``tools/call`` only.
+
+    ``extension``: the caller takes ``payment_required`` for an answer; ``typed``: its revision of
+    MCP wants every result to name its type.
+    """
 
     value: dict[str, Any]
     method: str
     tool: str = ""
     payment: dict[str, Any] | None = None
+    extension: bool = False
+    typed: bool = False
 
     @property
     def id(self) -> Any:
@@ -52,8 +63,19 @@ class Message:
     @property
     def arguments(self) -> bytes:
         """What a tool is asked, the same for the same question."""
-        asked = self.value["params"].get("arguments")
-        return json.dumps(asked, separators=(",", ":"), sort_keys=True).encode()
+        return _plain(self.value["params"].get("arguments"))
+
+    @property
+    def content(self) -> bytes:
+        """What makes a call this one: with what an earlier answer of the tool asked for."""
+        params = self.value["params"]
+        if params.keys() <= _PARAMS:
+            return self.arguments
+        return _plain({name: params[name] for name in params if name not in {"name", "_meta"}})
+
+
+def _plain(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
 
 
 def read(body: bytes) -> Message:
@@ -68,15 +90,16 @@ def read(body: bytes) -> Message:
     method = value.get("method", "")
     if not isinstance(method, str):
         raise Problem("invalid_request", "method is not text.")
-    if method != CALL:
-        return Message(value, method)
     params = value.get("params")
+    payment, extension, typed = _said(params)
+    if method != CALL:
+        return Message(value, method, extension=extension, typed=typed)
     if not isinstance(params, dict) or not isinstance(params.get("name"), str):
         raise Problem("invalid_request", "tools/call needs params with the name of a tool.")
     if not isinstance(value.get("id"), str | int) or isinstance(value.get("id"), bool):
         raise Problem("invalid_request", "tools/call needs an id: text or a whole number.")
     _require_plain(params, _PARAMS)
-    return Message(value, method, params["name"], _payment(params))
+    return Message(value, method, params["name"], _payment(payment), extension, typed)
 
 
 def _require_plain(value: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -86,14 +109,35 @@ def _require_plain(value: Mapping[str, Any], known: Iterable[str]) -> None:
             raise Problem("invalid_request", f"The member {key[:40]!r} is misspelled.")
 
 
-def _payment(params: dict[str, Any]) -> dict[str, Any] | None:
-    """The payment of a call, taken out of it."""
-    meta = params.get("_meta")
-    if not isinstance(meta, dict) or PAYMENT not in meta:
-        return None
-    found = meta.pop(PAYMENT)
+_NONE: Final = object()
+
+
+def _said(params: Any) -> tuple[object, bool, bool]:
+    """What ``params._meta`` says about paying, taken out of it, and what it says about the caller:
+    its payment, whether it speaks the extension, and whether it wants results to name their type.
+    """
+    meta = params.get("_meta") if isinstance(params, dict) else None
+    if not isinstance(meta, dict):
+        return _NONE, False, False
+    payment = meta.pop(PAYMENT, _NONE)
+    capabilities = meta.get(_CAPABILITIES)
+    known = capabilities.get("extensions") if isinstance(capabilities, dict) else None
+    extension = isinstance(known, dict) and isinstance(known.pop(EXTENSION, None), dict)
+    revision = meta.get(_REVISION)
+    typed = (
+        isinstance(revision, str)
+        and _REVISIONS.fullmatch(revision) is not None
+        and revision >= _WITH_RESULT_TYPES
+    )
     if not meta:
         del params["_meta"]
+    return payment, extension, typed
+
+
+def _payment(found: object) -> dict[str, Any] | None:
+    """The payment of a call."""
+    if found is _NONE:
+        return None
     if isinstance(found, str):
         try:
             found = json_object(found.encode())
@@ -102,6 +146,28 @@ def _payment(params: dict[str, Any]) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise Problem("invalid_payload", "The payment is not an object.")
     return found
+
+
+def require_same(incoming: Iterable[tuple[bytes, bytes]], message: Message) -> None:
+    """The header fields that repeat a message (MCP 2026-07-28, streamable HTTP) say the same: an
+    upstream that goes by them would else run another tool than the one that was priced."""
+    told = {b"mcp-method": message.method}
+    if message.method == CALL:
+        told[b"mcp-name"] = message.tool
+    for name, value in incoming:
+        wanted = told.get(name.lower())
+        if wanted is not None and _decoded(value) != wanted:
+            raise Problem("invalid_request", f"{name.decode()} does not say what the message does.")
+
+
+def _decoded(value: bytes) -> str | None:
+    """A header field's text, which may be coded; None if it is not what it seems to be."""
+    text = value.decode("latin-1").strip(" \t")
+    coded = _CODED.fullmatch(text)
+    try:
+        return text if coded is None else b64decode(coded[1], validate=True).decode()
+    except ValueError:
+        return None
 
 
 def price_of(tools: Mapping[str, Route], name: str) -> Route:
@@ -117,21 +183,25 @@ def price_of(tools: Mapping[str, Route], name: str) -> Route:
     return found
 
 
-# -- answers ------------------------------------------------------------------------------------
+# -- refusals -----------------------------------------------------------------------------------
 
 
-def problem_result(problem: Problem, tool: str, log_id: str) -> dict[str, Any]:
-    """A refusal as the result of a tool (x402's MCP transport, tool-result binding)."""
+def refusal(problem: Problem, message: Message, log_id: str) -> dict[str, Any]:
+    """A refusal as the result of a call (x402's MCP transport): of type ``payment_required`` for
+    who speaks the extension, if it is one to pay; the result of a tool that failed for all others.
+    """
     header = problem.headers.get("PAYMENT-REQUIRED")
     told = problem.body(log_id)
     if header is not None:
         told = json.loads(b64decode(header))
-        told["resource"]["url"] = f"mcp://tool/{tool}"
-    result: dict[str, Any] = {
-        "content": [{"type": "text", "text": json.dumps(told)}],
-        "structuredContent": told,
-        "isError": True,
-    }
+        told["resource"]["url"] = f"mcp://tool/{message.tool}"
+    if header is not None and message.extension:
+        result: dict[str, Any] = {"resultType": "payment_required", "paymentRequired": told}
+    else:
+        text = {"type": "text", "text": json.dumps(told)}
+        result = {"content": [text], "structuredContent": told, "isError": True}
+        if message.typed:
+            result["resultType"] = "complete"
     response = problem.headers.get("PAYMENT-RESPONSE")
     if response is not None:
         result["_meta"] = {RESPONSE: json.loads(b64decode(response))}
@@ -141,109 +211,3 @@ def problem_result(problem: Problem, tool: str, log_id: str) -> dict[str, Any]:
 def answer(message_id: Any, member: str, value: object) -> bytes:
     """A JSON-RPC response."""
     return json.dumps({"jsonrpc": "2.0", "id": message_id, member: value}).encode()
-
-
-def why_not_charged(response: Mapping[str, Any]) -> str | None:
-    """The reason on the row; None for a result. Raises ``Problem`` if it asks for payment."""
-    error, result = response.get("error"), response.get("result")
-    if error is not None:
-        if isinstance(error, dict) and error.get("code") == 402:
-            raise _wants_payment()
-        return "answer_with:error"
-    if not isinstance(result, dict):
-        return "answer_without:result"
-    if result.get("isError") is not True:
-        return None
-    if _asks(result.get("structuredContent")) or any(map(_asks_in_text, _texts(result))):
-        raise _wants_payment()
-    return "answer_with:result.isError"
-
-
-def _wants_payment() -> Problem:
-    return Problem("upstream_wants_payment", "The tool itself asks for payment.")
-
-
-def _asks(value: object) -> bool:
-    return isinstance(value, dict) and bool(value.keys() & {"x402Version", "x402_version"})
-
-
-def _asks_in_text(text: str) -> bool:
-    return "x402" in text and "accepts" in text
-
-
-def _texts(result: Mapping[str, Any]) -> Iterable[str]:
-    content = result.get("content")
-    for item in content if isinstance(content, list) else ():
-        if isinstance(item, dict) and isinstance(item.get("text"), str):
-            yield item["text"]
-
-
-def with_meta(response: dict[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """A response whose result says what we say about money, and nothing the upstream says."""
-    result = response.get("result")
-    if not isinstance(result, dict):
-        return response
-    theirs = result.get("_meta")
-    kept = {
-        name: value
-        for name, value in (theirs.items() if isinstance(theirs, dict) else ())
-        if not name.startswith(("x402/", "farebox/"))
-    }
-    return {**response, "result": {**result, "_meta": {**kept, **ours}}}
-
-
-def money(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Header fields of a receipt as members of ``_meta``."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        lower = name.lower()
-        if lower == "payment-response":
-            found[RESPONSE] = json.loads(b64decode(value))
-        elif lower.startswith("farebox-"):
-            found["farebox/" + lower.removeprefix("farebox-")] = value
-    return found
-
-
-def listed(response: dict[str, Any], tools: Mapping[str, Route], per_usd: int) -> dict[str, Any]:
-    """A list of tools with their prices, without those that are not sold."""
-    result = response.get("result")
-    found = result.get("tools") if isinstance(result, dict) else None
-    if not isinstance(found, list) or not isinstance(result, dict):
-        return response
-    sold = []
-    for tool in found:
-        try:
-            route = price_of(tools, tool["name"])
-        except (Problem, TypeError, KeyError, AttributeError):
-            continue
-        sold.append(_priced(tool, route, per_usd))
-    return {**response, "result": {**result, "tools": sold}}
-
-
-def _priced(tool: dict[str, Any], route: Route, per_usd: int) -> dict[str, Any]:
-    units = route.price.fixed_units
-    price: dict[str, Any]
-    if units == 0:
-        words, price = "Free.", {"units": 0}
-    elif units is None:
-        words, price = "The price depends on the arguments.", {"rule": route.price.describe()}
-    else:
-        both = {"usd": format_usd(units), "credits": format_credits(units, per_usd)}
-        words, price = f"Price: {both['usd']} a call.", {"units": units, **both}
-    about = f"{tool.get('description') or ''} {words}".strip()
-    meta = tool.get("_meta")
-    kept = meta if isinstance(meta, dict) else {}
-    return {**tool, "description": about, "_meta": {**kept, "farebox/price": price}}
-
-
-# -- events -------------------------------------------------------------------------------------
-
-
-def event(value: object) -> bytes:
-    """An event that holds a message."""
-    return b"event: message\ndata: " + json.dumps(value).encode() + b"\n\n"
-
-
-def answers(value: Mapping[str, Any] | None, message_id: Any) -> bool:
-    """Whether a message is the response to ours."""
-    return value is not None and "method" not in value and value.get("id") == message_id
