@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -17,7 +18,7 @@ import httpx
 import pytest
 
 from tests.e2e.stage import PRICE_UNITS, Api, Gate, Gateway, answer_when_open
-from tests.e2e.wallet import Wallet, buy, code_of, new_wallet, offers
+from tests.e2e.wallet import Wallet, buy, code_of, decode, encode, new_wallet, offers
 from tests.gateway.proxy.misbehave import Writer
 from wallet_auth import agent
 from wallet_auth.agent import WalletAuth
@@ -119,6 +120,40 @@ async def bearer(follower: Follower, target: str) -> tuple[str, Headers, bytes]:
     return "GET", {"Authorization": "Bearer fbx_nothing"}, b""
 
 
+def resigned(pattern: str, new: str) -> Make:
+    """A signed request whose Signature-Input was changed by hand."""
+
+    async def make(follower: Follower, target: str) -> tuple[str, Headers, bytes]:
+        headers = follower.signed("GET", target, b"")
+        changed = re.sub(pattern, new, headers["Signature-Input"])
+        assert changed != headers["Signature-Input"]
+        return "GET", headers | {"Signature-Input": changed}, b""
+
+    return make
+
+
+def mispaid(*path: str, value: Any) -> Make:
+    """A payment with one member changed; None as a value: the first character of what is there."""
+
+    async def make(follower: Follower, target: str) -> tuple[str, Headers, bytes]:
+        offer = offers(await follower.http.get(target))[0]
+        payload = decode(follower.wallet.pay(offer))
+        place = payload
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = value(place[path[-1]]) if callable(value) else value
+        return "GET", {"PAYMENT-SIGNATURE": encode(payload)}, b""
+
+    return make
+
+
+def flipped(signature: str) -> str:
+    return signature[:10] + ("0" if signature[10] != "0" else "1") + signature[11:]
+
+
+AUTHORIZATION = ("payload", "authorization")
+
+
 def new_wallet_of(follower: Follower) -> Wallet:
     return new_wallet(NETS[follower.base])
 
@@ -134,6 +169,34 @@ CURABLE: dict[str, tuple[Make, list[str]]] = {
     "insufficient_credits": (no_money, ["pay"]),
     "payment_required": (nobody, ["pay"]),
     "invalid_payment_requirements": (old_offer, ["pay"]),
+    "identity_unsupported": (bearer, ["sign"]),
+    "signature_missing_component": (resigned('"@path" ?', ""), ["sign"]),
+    "signature_nonce_missing": (resigned(';nonce="[^"]*"', ""), ["sign"]),
+    "signature_window_too_long": (resigned(r"expires=\d+", "expires=9999999999"), ["sign"]),
+    "signature_invalid": (resigned("erc8128:", "erc8128:1"), ["sign"]),
+    "invalid_x402_version": (mispaid("x402Version", value=3), ["pay"]),
+    "invalid_scheme": (mispaid("accepted", "scheme", value="upto"), ["pay"]),
+    "invalid_network": (mispaid("accepted", "network", value="eip155:1"), ["pay"]),
+    "invalid_exact_evm_payload_signature": (
+        mispaid("payload", "signature", value=flipped),
+        ["pay"],
+    ),
+    "invalid_exact_evm_payload_recipient_mismatch": (
+        mispaid(*AUTHORIZATION, "to", value="0x" + "11" * 20),
+        ["pay"],
+    ),
+    "invalid_exact_evm_payload_authorization_value_mismatch": (
+        mispaid(*AUTHORIZATION, "value", value="1"),
+        ["pay"],
+    ),
+    "invalid_exact_evm_payload_authorization_valid_before": (
+        mispaid(*AUTHORIZATION, "validBefore", value="1"),
+        ["pay"],
+    ),
+    "invalid_exact_evm_payload_authorization_valid_after": (
+        mispaid(*AUTHORIZATION, "validAfter", value="9999999999"),
+        ["pay"],
+    ),
 }
 
 
