@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
+from gateway import hands
+from gateway.ledger import NEVER
 from tests.e2e.stage import CHEAP_UNITS, PRICE_UNITS, Api, Gateway
 from tests.e2e.test_clients import PAYERS, pay
 from tests.e2e.wallet import Wallet, buy, decode, encode, offers, outcome, problem
@@ -189,24 +193,94 @@ async def test_the_same_payment_many_times_at_once_runs_once(
     assert gateway.balance(wallet.address) == (1_000_000 - CHEAP_UNITS, 0)
 
 
-async def test_a_payment_spent_as_credits_and_sent_by_a_stranger_becomes_credits_too(
-    sqlite_gateway: Gateway, wallet: Wallet, cheap: str
-) -> None:
-    """The authorization stays good on chain until it expires; the row never prevents a mint."""
+async def spent_and_sent(gateway: Gateway, wallet: Wallet, cheap: str) -> tuple[str, str]:
+    """A payment that was answered from credits: its header, and how a stranger sends it."""
     from chain.schemes import eip3009
 
-    gateway = sqlite_gateway
     async with gateway.client() as http:
         await presented(http, wallet, cheap)
         header, answer = await presented(http, wallet, cheap)
         assert answer.headers["farebox-paid-from"] == "credits"
     authorization = eip3009.parse(decode(header)["payload"])
-    data = "0x" + eip3009.transfer_calldata(authorization).hex()
-    before = gateway.received()
-    gateway.net.send(gateway.net.operator.address, gateway.net.usdc, data)
+    return header, "0x" + eip3009.transfer_calldata(authorization).hex()
+
+
+def minted(gateway: Gateway, wallet: Wallet) -> list[dict[str, Any]]:
+    return gateway.rows(
+        "SELECT l.source, l.minted_units, l.expires_ms, l.payer FROM lot l JOIN wallet w"
+        " ON w.account_id = l.account_id WHERE w.address = $1 ORDER BY l.id",
+        wallet.address,
+    )
+
+
+def as_credits(wallet: Wallet) -> list[dict[str, Any]]:
+    """The lots: of the payment that was settled, and of the one that a stranger sent."""
+    lot = {"minted_units": PRICE_UNITS, "expires_ms": NEVER, "payer": wallet.address}
+    return [{"source": "x402", **lot}, {"source": "deposit", **lot}]
+
+
+SENT = [("mint", PRICE_UNITS, "x402"), *[("capture", CHEAP_UNITS, None)] * 2,
+        ("mint", PRICE_UNITS, "deposit")]  # fmt: skip
+
+
+async def test_a_payment_spent_as_credits_and_sent_by_a_stranger_is_minted_once(
+    gateway: Gateway, api: Api, wallet: Wallet, cheap: str
+) -> None:
+    """The authorization stays good on chain until it expires; the row never prevents a mint. The
+    watcher sees it, and everybody who can tells of it, all at once."""
+    header, data = await spent_and_sent(gateway, wallet, cheap)
+    net, before = gateway.net, gateway.received()
+    tx_hash = await asyncio.to_thread(net.send, net.operator.address, net.usdc, data)
     assert gateway.received() == before + PRICE_UNITS
-    # The charge stands, and nothing was minted by us for it: the watcher of deposits does that.
-    assert gateway.balance(wallet.address)[0] >= PRICE_UNITS - 2 * CHEAP_UNITS
+    await asyncio.to_thread(net.mine, 40)
+    claim = {"transaction_hash": tx_hash}
+    async with gateway.client() as http:
+        shown = {"PAYMENT-SIGNATURE": header}
+        answers = await asyncio.gather(
+            *(http.post(PURCHASE, json=claim) for _ in range(6)),
+            *(http.get(cheap, headers=shown) for _ in range(6)),
+            *(http.post(PURCHASE, json={"amount_usd": "1"}, headers=shown) for _ in range(3)),
+        )
+        assert [a.status_code for a in answers[6:]] == [200] * 6 + [409] * 3
+        assert all(a.headers["farebox-replayed"] == "true" for a in answers[6:12])
+        assert {a.status_code for a in answers[:6]} <= {200, 202}
+
+        def credited() -> bool:
+            return len(minted(gateway, wallet)) == 2
+
+        await asyncio.to_thread(gateway.wait, credited, "the watcher")
+        late = await http.post(PURCHASE, json=claim)
+        assert late.json()["minted_units"] == PRICE_UNITS
+    assert minted(gateway, wallet) == as_credits(wallet)
+    assert gateway.transfers(wallet.address) == SENT
+    assert gateway.balance(wallet.address) == (2 * PRICE_UNITS - 2 * CHEAP_UNITS, 0)
+    assert api.calls(cheap) == 2
+
+
+async def test_the_same_when_it_is_compared_before_it_is_seen(
+    dialect: str, launch: Callable[..., Gateway], wallet: Wallet, cheap: str
+) -> None:
+    gateway = launch(dialect)
+    _, data = await spent_and_sent(gateway, wallet, cheap)
+    await asyncio.to_thread(gateway.stop)
+    net = gateway.net
+    await asyncio.to_thread(net.send, net.operator.address, net.usdc, data)
+
+    def compare() -> list[tuple[str, int, bool]]:
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(hands.reconcile, gateway.settings()).result()
+        every = [told for each in found for told in each["differences"]]
+        return [(told["kind"], told["outside_units"], told["explained"]) for told in every]
+
+    for _ in range(2):
+        assert await asyncio.to_thread(compare) == [("new", PRICE_UNITS, True)]
+    assert len(minted(gateway, wallet)) == 1
+    gateway.start()  # here: a thread that ends takes its processes along
+    await asyncio.to_thread(net.mine, 40)
+    await asyncio.to_thread(gateway.wait, lambda: len(minted(gateway, wallet)) == 2, "the watcher")
+    assert minted(gateway, wallet) == as_credits(wallet)
+    assert gateway.transfers(wallet.address) == SENT
+    assert await asyncio.to_thread(compare) == []
 
 
 async def test_the_signature_is_nowhere(gateway: Gateway, wallet: Wallet, cheap: str) -> None:
