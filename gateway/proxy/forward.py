@@ -270,9 +270,8 @@ class HeldCall:
             raise
         finally:
             caller.forget()
-        copy = None if metering is not None and metering.cut else rest.copy
         reason = self._reason(answer, rest.copy, caller_was_slow=slow)
-        closed = await self._close(reason, ledger.Answer(answer.status, _storable(kept), copy))
+        closed = await self._close(reason, ledger.Answer(answer.status, _storable(kept), rest.copy))
         last = rest.last
         if metering is not None and metering.stream:
             charged = closed.transfer.amount_units

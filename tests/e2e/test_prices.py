@@ -3,6 +3,7 @@ read again."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -178,3 +179,31 @@ async def test_every_worker_has_the_new_prices(
     for _ in range(30):
         async with gateway.client() as http:
             assert (await listed(http))["/cheap/*"]["units"] == 3_000
+
+
+async def test_a_call_that_has_begun_goes_on_where_it_was_matched(
+    launch: Launch, api: Api, wallet: Wallet
+) -> None:
+    gateway = launch("sqlite", routes=routes("$0.002", "$0.05"))
+    Chat(api, "/chat/x")
+    body = b'{"words": 3}'
+    async with gateway.client() as http:
+        await buy(http, wallet)
+        kind = {"content-type": "application/json"}
+        signed = wallet.sign("POST", gateway.url + "/chat/x", body, headers=kind)
+        signed |= {"content-length": str(len(body)), "connection": "close", "host": "x"}
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        head = "".join(f"{name}: {value}\r\n" for name, value in signed.items())
+        writer.write(f"POST /chat/x HTTP/1.1\r\n{head}\r\n".encode() + body[:5])
+        await writer.drain()
+        assert (await http.get("/free/begun")).status_code == 200  # its head has been read by now
+        gateway.routes = routes("$0.003", "$0.05")
+        gateway.write_config()
+        text = gateway.config.read_text().replace("[upstreams.api]", "[upstreams.new]")
+        gateway.config.write_text(text)
+        await reloaded(http, gateway, 3_000)
+        writer.write(body[5:])
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 200"), answer
+        assert b"farebox-charged: 0.13\r\n" in answer

@@ -76,6 +76,16 @@ def test_what_is_no_object_is_nothing(data: bytes) -> None:
     assert scan([b"data: " + data + b"\n\n"])[1] == []
 
 
+def test_an_end_that_comes_in_two_pieces_is_seen_at_once() -> None:
+    for end in (b"\n\n", b"\r\n\r\n"):
+        for cut in range(1, len(end)):
+            found = Scan(MARK, counting=True)
+            assert found.feed(b'data: {"prompt_tokens": 1}' + end[:cut]) == []
+            assert not found.between
+            assert found.feed(end[cut:]) == [{"prompt_tokens": 1}]
+            assert found.between
+
+
 def test_an_event_without_end_takes_no_memory() -> None:
     found = Scan(MARK, counting=True)
     for _ in range(80):

@@ -135,6 +135,15 @@ async def test_an_own_word_is_held_against_this_call(
     assert counted() == ({} if kind is None else {kind: 1})
 
 
+async def test_a_message_is_no_own_word() -> None:
+    for by_upstream, units in ((False, 3_000), (True, 20_000)):
+        made = metering(priced(), by_upstream=by_upstream)
+        made.ours(7, b"")
+        made.begin(Said(JSON))  # type: ignore[arg-type]  # as above
+        made.message(json.loads(answer_of(1_000, 20)), 9)
+        assert made.charge().units == units
+
+
 async def test_a_word_nobody_asked_for_is_foreign(counted: Any) -> None:
     made = metering(priced())
     await passed(made, Said([*JSON, (b"farebox-usage", b"tokens_in=0; t=x")], answer_of(1_000, 20)))
