@@ -126,6 +126,8 @@ class Server(Section):
     """How long an offer for one call stays payable."""
     quote_timeout_s: Annotated[Seconds, Field(ge=10, le=86_400)] = 600
     """How long a quote locks its price."""
+    sign_offers: bool = False
+    """Whether 402s carry their offers signed (x402's offer-receipt)."""
     stop_s: Annotated[Seconds, Field(ge=0, le=3600)] = 30
     """How long calls in flight may take to end when the gateway is asked to stop."""
     uncharged_per_min: Annotated[Count, Field(ge=1)] = 60

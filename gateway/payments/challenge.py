@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from gateway.errors import NextAction, Problem
 from gateway.money import format_credits, format_usd
-from gateway.payments import offers, payout
+from gateway.payments import offers, payout, receipts
 from gateway.settings import Settings
 
 
@@ -127,6 +127,8 @@ def _challenge(  # noqa: PLR0917  (one call site each, all parts of one answer)
     error = words if refusal is None else f"{refusal.code}: {refusal.detail}"
     tokens = offers.seal(keys, asked, terms, expiry_s)
     accepts = ",".join(map(offers.requirements, terms, tokens))
+    if settings.server.sign_offers:
+        extensions = _with_signed(keys, url, terms, expiry_s, extensions)
     extended = f',"extensions":{extensions}' if extensions else ""
     required = (
         f'{{"x402Version":2,"error":{dumps(error)},"resource":{{"url":{dumps(url)},'
@@ -149,6 +151,27 @@ def _challenge(  # noqa: PLR0917  (one call site each, all parts of one answer)
     problem.headers["PAYMENT-REQUIRED"] = b64encode(required.encode()).decode()
     problem.next_actions = _next(settings, asked, refusal)
     return problem
+
+
+def _with_signed(
+    keys: offers.Keys, url: str, terms: Sequence[offers.Terms], expiry_s: int, extensions: str
+) -> str:
+    """``extensions`` with the signed form of the offers for what is asked; packs beside a call are
+    left out, since all of it is header."""
+    found = [
+        (
+            index,
+            receipts.Offer(
+                url, each.chain.caip2, each.asset, each.pay_to, each.amount_units, expiry_s
+            ),
+        )
+        for index, each in enumerate(terms)
+        if each.purpose == terms[0].purpose
+    ]
+    if not found:
+        return extensions
+    made = dumps(receipts.signed_offers(keys, found), separators=(",", ":"))
+    return f"{extensions[:-1]},{made[1:]}" if extensions else made
 
 
 def _ways(settings: Settings, terms: Sequence[offers.Terms]) -> dict[str, Any]:

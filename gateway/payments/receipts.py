@@ -1,15 +1,16 @@
-"""Signed receipts (x402 extension ``offer-receipt``): proof of a payment that needs no gateway.
+"""Signed offers and receipts (x402 extension ``offer-receipt``): proofs that need no gateway.
 
-A receipt is EIP-712 typed data in the form of the specification (its domain is always chain 1,
-whatever the payment was made on). It is signed by a key of the deployment that all nodes derive
-from the MAC keys they share; ``GET v1/receipts/keys`` says which address that is. It is the same
-whenever it is asked for, since it tells when the payment ended.
+Both are EIP-712 typed data in the form of the specification (their domain is always chain 1,
+whatever is paid on). They are signed by a key of the deployment that all nodes derive from the MAC
+keys they share; ``GET v1/receipts/keys`` says which address that is. A receipt is the same whenever
+it is asked for, since it tells when the payment ended. Offers are signed where the operator wants
+them (``server.sign_offers``), since a signature costs more than all the rest of a 402.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -28,13 +29,25 @@ from wallet_auth.keys import (
 
 EXTENSION: Final = "offer-receipt"
 _DOMAIN_TYPE: Final = keccak256(b"EIP712Domain(string name,string version,uint256 chainId)")
-_DOMAIN: Final = keccak256(
-    _DOMAIN_TYPE + keccak256(b"x402 receipt") + keccak256(b"1") + (1).to_bytes(32, "big")
-)
-_TYPE: Final = keccak256(
-    b"Receipt(uint256 version,string network,string resourceUrl,string payer,uint256 issuedAt,"
-    b"string transaction)"
-)
+
+
+def _domain(name: bytes) -> bytes:
+    words = (_DOMAIN_TYPE, keccak256(name), keccak256(b"1"), (1).to_bytes(32, "big"))
+    return keccak256(b"".join(words))
+
+
+_MEMBERS: Final = {
+    "Receipt": "uint256 version,string network,string resourceUrl,string payer,uint256 issuedAt,"
+    "string transaction",
+    "Offer": "uint256 version,string resourceUrl,string scheme,string network,string asset,"
+    "string payTo,string amount,uint256 validUntil",
+}
+_DOMAINS: Final = {"Receipt": _domain(b"x402 receipt"), "Offer": _domain(b"x402 offer")}
+_TYPES: Final = {name: keccak256(f"{name}({each})".encode()) for name, each in _MEMBERS.items()}
+_FIELDS: Final = {
+    name: [each.partition(" ")[::2] for each in members.split(",")]
+    for name, members in _MEMBERS.items()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +72,63 @@ class Receipt:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One of the terms of a 402, and until when they can be paid."""
+
+    resource_url: str
+    network: str
+    asset: str
+    pay_to: str
+    amount_units: int
+    valid_until_s: int
+
+    def payload(self) -> dict[str, Any]:
+        """The members that are signed, spelled as in ``accepts``."""
+        return {
+            "version": 1,
+            "resourceUrl": self.resource_url,
+            "scheme": "exact",
+            "network": self.network,
+            "asset": checksum(self.asset),
+            "payTo": checksum(self.pay_to),
+            "amount": str(self.amount_units),
+            "validUntil": self.valid_until_s,
+        }
+
+
 def digest(payload: Mapping[str, Any]) -> bytes:
-    """The EIP-712 digest of a receipt's payload. Raises ``KeyError``, ``TypeError``."""
-    words = [int(payload["version"]).to_bytes(32, "big")]
-    words += [keccak256(payload[name].encode()) for name in ("network", "resourceUrl", "payer")]
-    words.append(int(payload["issuedAt"]).to_bytes(32, "big"))
-    words.append(keccak256(payload["transaction"].encode()))
-    return eip712_hash(_DOMAIN, keccak256(_TYPE + b"".join(words)))
+    """The EIP-712 digest of a payload: an offer has a scheme, a receipt has none. Raises
+    ``KeyError``, ``TypeError``."""
+    name = "Offer" if "scheme" in payload else "Receipt"
+    words = [_TYPES[name]]
+    for kind, member in _FIELDS[name]:
+        value = payload[member]
+        words.append(
+            keccak256(value.encode()) if kind == "string" else int(value).to_bytes(32, "big")
+        )
+    return eip712_hash(_DOMAINS[name], keccak256(b"".join(words)))
 
 
 def signed(keys: Keys, receipt: Receipt) -> dict[str, Any]:
     """``extensions`` of a settlement's response: the receipt with its signature."""
-    payload = receipt.payload()
+    return {EXTENSION: {"info": {"receipt": _artifact(keys, receipt.payload())}}}
+
+
+def signed_offers(keys: Keys, offers: Sequence[tuple[int, Offer]]) -> dict[str, Any]:
+    """``extensions`` of a 402: signed offers, and where each stands in ``accepts``."""
+    made = [{**_artifact(keys, offer.payload()), "acceptIndex": index} for index, offer in offers]
+    return {EXTENSION: {"info": {"offers": made}, "schema": {}}}
+
+
+def _artifact(keys: Keys, payload: dict[str, Any]) -> dict[str, Any]:
     key = _key(keys.secrets[keys.current], keys.deployment)
     signature = sign_digest(private_key(key), digest(payload))
-    artifact = {"format": "eip712", "payload": payload, "signature": "0x" + signature.hex()}
-    return {EXTENSION: {"info": {"receipt": artifact}}}
+    return {"format": "eip712", "payload": payload, "signature": "0x" + signature.hex()}
 
 
 def signer_of(artifact: Mapping[str, Any]) -> str | None:
-    """The address that signed a receipt; None if it is malformed. Needs nothing else."""
+    """The address that signed an offer or a receipt; None if it is malformed."""
     try:
         signature = bytes.fromhex(artifact["signature"].removeprefix("0x"))
         return recover(digest(artifact["payload"]), signature)

@@ -99,7 +99,8 @@ async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) 
 async def _unpaid(node: Node, request: Request, price: Quote, send: Outgoing) -> None:
     """The 402 of a request that says nothing about who sends it."""
     accept = b",".join(values(request.headers, b"accept"))
-    if request.pace is not None or b"html" in accept.lower():
+    signed = node.settings.server.sign_offers  # for this request alone, so nothing is prepared
+    if request.pace is not None or signed or b"html" in accept.lower():
         raise challenge_of(node, request, price)
     lines, answer = unpaid.answer(
         node.settings,

@@ -31,6 +31,15 @@ def test_the_receipt_of_the_official_sdk() -> None:
     assert vector["receipt"]["payload"] == vector["verify_receipt"]["payload"]
 
 
+def test_the_offer_of_the_official_sdk() -> None:
+    vector = VECTORS["offer_receipt"]
+    assert receipts.signer_of(vector["offer"]) == vector["verify_offer"]["signer"].lower()
+    for member, value in vector["offer"]["payload"].items():
+        changed = value + 1 if isinstance(value, int) else value + "0"
+        other = {**vector["offer"], "payload": {**vector["offer"]["payload"], member: changed}}
+        assert receipts.signer_of(other) != vector["verify_offer"]["signer"].lower(), member
+
+
 def test_an_independent_library_finds_our_signer() -> None:
     made = artifact()
     types = {
