@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,13 +14,16 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.accounts import proofs
+from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import NextAction, Problem
 from gateway.fields import values
 from gateway.forms import RateLimit
 from gateway.limits import Client, Standing, client_of
 from gateway.middleware import read_body
 from gateway.money import format_credits
-from gateway.node import Node
+from gateway.node import Node, unavailable
+from gateway.proxy import siwx as siwx_challenges
 from gateway.proxy.advice import SIGN
 from gateway.proxy.identity import Caller, auth_problem, identify
 from gateway.proxy.target import Target, from_scope
@@ -102,7 +106,7 @@ async def caller_of(request: Request, body: bytes) -> Caller:
     if values(request.scope["headers"], siwx.HEADER):
         raise Problem(
             "identity_unsupported",
-            "Sign-in-with-x is for priced calls: sign this request (ERC-8128).",
+            "Sign-in-with-x is for priced calls and for reading: sign this request (ERC-8128).",
         )
     headers = request.scope["headers"]
     client = client_of_request(request)
@@ -111,30 +115,75 @@ async def caller_of(request: Request, body: bytes) -> Caller:
     return caller
 
 
-async def bound_caller(request: Request, body: bytes) -> tuple[Caller, int | None]:
+async def bound_caller(
+    request: Request, body: bytes, *, reads: bool = True
+) -> tuple[Caller, int | None]:
     """A caller with a bound identity and its account (None: it never had credits).
 
-    A payment proves a payer, not a login: it opens nothing here.
+    A payment proves a payer, not a login: it opens nothing here. What only ``reads`` may be asked
+    with sign-in-with-x too; its challenge stands in the 401.
     """
-    node = node_of(request)
-    caller = await caller_of(request, body)
+    if reads and values(request.scope["headers"], siwx.HEADER):
+        caller = await _signed_in(request, body)
+    else:
+        caller = await caller_of(request, body)
     if caller.wallet is None:
-        raise Problem(
-            "identity_required",
-            "Sign this request with the wallet it is about (ERC-8128).",
-            headers={"WWW-Authenticate": 'Signature realm="farebox"'},
-            next_actions=[
-                NextAction(
-                    request.method,
-                    node.settings.server.public_url + from_scope(request.scope).raw.decode("ascii"),
-                    "the same request with Signature-Input and Signature (ERC-8128), covering "
-                    "@authority, @method, @path, and content-digest if there is a body",
-                    "sign",
-                    SIGN,
-                )
-            ],
-        )
-    return caller, await node.account_of(*caller.wallet)
+        words = "Sign this request with the wallet it is about (ERC-8128)."
+        raise _unsigned(request, body, Problem("identity_required", words), reads=reads)
+    return caller, await node_of(request).account_of(*caller.wallet)
+
+
+async def _signed_in(request: Request, body: bytes) -> Caller:
+    """Who answered the challenge of our own 401, once. Raises ``Problem``."""
+    node, target = node_of(request), from_scope(request.scope)
+    headers, client = request.scope["headers"], client_of_request(request)
+    try:
+        caller = await identify(node, request.method, target, headers, node.now_s(), client)
+        signer = caller.signer
+        if signer is None or caller.wallet is None:
+            raise Problem("identity_required", "There is no proof in SIGN-IN-WITH-X.")
+        try:
+            check_body(signer, body)
+        except AuthError as error:
+            raise Problem("invalid_siwx_nonce", error.detail) from None
+        value = "/".join((signer.request_id, *caller.wallet))
+        if not await proofs.spend(node.db, siwx.SCHEME, value, signer.expires_s * 1_000):
+            raise Problem("invalid_siwx_nonce", "This proof was used before: take a new challenge.")
+    except Problem as refusal:
+        if refusal.meaning.status != 402:
+            raise
+        raise _unsigned(request, body, refusal, reads=True) from None
+    except (DatabaseUnavailable, CommitUnknown) as error:
+        raise unavailable(error) from error
+    return caller
+
+
+def _unsigned(request: Request, body: bytes, refusal: Problem, *, reads: bool) -> Problem:
+    """The 401 that says how to sign. What ``reads`` has a challenge with it, in the form that it
+    has in the extensions of a 402."""
+    node, target = node_of(request), from_scope(request.scope)
+    members: dict[str, Any] = {}
+    if reads:
+        tag = siwx_challenges.tag(body)
+        text = siwx_challenges.challenge(node, request.method, target, tag, 0, node.now_s())
+        members["extensions"] = {siwx.EXTENSION: json.loads(text)}
+    return Problem(
+        refusal.code,
+        refusal.detail,
+        status=401,
+        members=members,
+        headers={"WWW-Authenticate": 'Signature realm="farebox"', "Cache-Control": "no-store"},
+        next_actions=[
+            NextAction(
+                request.method,
+                node.settings.server.public_url + target.raw.decode("ascii"),
+                "the same request with Signature-Input and Signature (ERC-8128), covering "
+                "@authority, @method, @path, and content-digest if there is a body",
+                "sign",
+                SIGN,
+            )
+        ],
+    )
 
 
 def _check_digest(

@@ -15,7 +15,7 @@ from typing import Final
 
 from chain.errors import ChainError
 from chain.survey import survey
-from gateway.accounts import credentials
+from gateway.accounts import credentials, proofs
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.ledger import audit, sweep
 from gateway.node import Node
@@ -195,6 +195,7 @@ async def _purge(node: Node) -> None:
         now_ms = await tx.now_ms()
     await sweep.purge_answers(node.db, now_ms - node.settings.server.answer_keep_s * 1000)
     await credentials.purge(node.db, now_ms - _KEPT_MS)
+    await proofs.purge(node.db, now_ms - _KEPT_MS)
 
 
 async def _reconcile(node: Node) -> None:

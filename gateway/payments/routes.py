@@ -315,7 +315,7 @@ async def refund(request: Request) -> Response:
     202 while any of it is on its way; a repeat is answered with what became of it."""
     node = node_of(request)
     body = await body_of(request)
-    caller, account_id = await bound_caller(request, body)
+    caller, account_id = await bound_caller(request, body, reads=False)
     wanted = _wanted(object_of(body, _REFUND))
     if account_id is None or caller.wallet is None or caller.signer is None:
         raise Problem("not_refundable", "This wallet has no credits here.")

@@ -68,8 +68,16 @@ def extension(  # noqa: PLR0917  (one caller)
     request, and this one where a challenge can be made."""
     if body == UNREAD:
         return f"{{{beside}}}"
+    text = challenge(node, method, target, body, ceiling_units, now_s)
+    return f'{{"{siwx.EXTENSION}":{text},{beside}}}'
+
+
+def challenge(  # noqa: PLR0917  (a request, and what it may cost)
+    node: Node, method: str, target: Target, body: bytes | None, ceiling_units: int, now_s: int
+) -> str:
+    """A challenge for this request, as JSON text."""
     settings = node.settings
-    text = siwx.challenge(
+    return siwx.challenge(
         node.rails.keys,
         _asked(node, method, target, body),
         _chains(tuple(chain.caip2 for chain in settings.chains)),
@@ -77,7 +85,6 @@ def extension(  # noqa: PLR0917  (one caller)
         _words(ceiling_units, settings.credits.per_usd),
         (now_s, now_s + settings.server.offer_timeout_s),
     )
-    return f'{{"{siwx.EXTENSION}":{text},{beside}}}'
 
 
 def _asked(node: Node, method: str, target: Target, body: bytes | None) -> siwx.Asked:
@@ -103,7 +110,7 @@ async def look(receive: Receive, headers: Any, came: bytes | None) -> bytes | No
     """The same for a request that is about to be asked for money. ``came``: its whole body, if it
     is here already."""
     if came is not None:
-        return _tag(came)
+        return tag(came)
     if not has_body(headers):
         return b""
     length = content_length(headers)
@@ -111,12 +118,13 @@ async def look(receive: Receive, headers: Any, came: bytes | None) -> bytes | No
         return None
     try:
         async with asyncio.timeout(_PATIENCE_S):
-            return _tag(await read_body(receive, headers, siwx.MAX_BODY_BYTES))
+            return tag(await read_body(receive, headers, siwx.MAX_BODY_BYTES))
     except (TimeoutError, Problem):
         return UNREAD  # the 402 itself needs no body
 
 
-def _tag(body: bytes) -> bytes | None:
+def tag(body: bytes) -> bytes | None:
+    """What a challenge says of a body, given whole."""
     if len(body) > siwx.MAX_BODY_BYTES:
         return None
     return sha256(body).digest() if body else b""

@@ -15,7 +15,7 @@ from gateway import hands
 from gateway.ledger import NEVER
 from tests.e2e.stage import CHEAP_UNITS, PRICE_UNITS, Api, Gateway
 from tests.e2e.test_clients import PAYERS, pay
-from tests.e2e.wallet import Wallet, buy, decode, encode, offers, outcome, problem
+from tests.e2e.wallet import Wallet, buy, decode, encode, new_wallet, offers, outcome, problem
 
 PURCHASE = "/farebox/v1/credits/purchase"
 
@@ -440,9 +440,71 @@ async def test_two_identities_are_too_many(
         problem(await http.get(cheap, headers={**signed, **proof}), "identity_conflict")
         twice = [*proof.items(), *proof.items()]
         problem(await http.get(cheap, headers=twice), "identity_conflict")
-        problem(
-            await http.get("/farebox/v1/credits/balance", headers=proof), "identity_unsupported"
-        )
+        read = await http.get("/farebox/v1/credits/balance", headers=proof)
+        assert read.status_code == 401
+        problem(read, "invalid_siwx_nonce")
+
+
+READS = ["credits/balance", "credits/transactions?limit=1", "credits/lots", "requests"]
+
+
+@pytest.mark.parametrize("path", READS)
+async def test_who_signs_in_reads_what_is_theirs(
+    gateway: Gateway, wallet: Wallet, path: str
+) -> None:
+    """The 401 hands the challenge out in the form it has in a 402; a proof is good once."""
+    url = f"/farebox/v1/{path}"
+    other = new_wallet(gateway.net, 0)
+    async with gateway.client() as http:
+        await buy(http, wallet)
+        told = problem(await http.get(url), "identity_required")
+        extension = told["extensions"]["sign-in-with-x"]
+        assert "Spend at most $0 " in extension["info"]["statement"]
+        proof = sign_in(wallet, extension)
+        answers = await asyncio.gather(*(http.get(url, headers=proof) for _ in range(6)))
+        assert sorted(a.status_code for a in answers) == [200] + [401] * 5
+        good = next(a for a in answers if a.status_code == 200)
+        assert good.headers["cache-control"] == "no-store"
+        again = await http.get(url, headers=proof)
+        assert again.status_code == 401
+        fresh = problem(again, "invalid_siwx_nonce")["extensions"]["sign-in-with-x"]
+        # Who else signs that challenge reads what is theirs, and nothing of this wallet's.
+        theirs = await http.get(url, headers=sign_in(other, fresh))
+        assert theirs.status_code == 200
+        assert wallet.address not in theirs.text and str(1_000_000) not in theirs.text
+        mine = await http.get(url, headers=sign_in(wallet, fresh))
+        assert mine.status_code == 200
+        for elsewhere in READS:
+            if elsewhere != path:
+                there = await http.get(f"/farebox/v1/{elsewhere}", headers=sign_in(wallet, fresh))
+                assert there.status_code == 401
+                problem(there, "invalid_siwx_nonce")
+
+
+async def test_to_read_is_all_that_signing_in_there_is_good_for(
+    sqlite_gateway: Gateway, wallet: Wallet, cheap: str
+) -> None:
+    balance = "/farebox/v1/credits/balance"
+    async with sqlite_gateway.client() as http:
+        await buy(http, wallet)
+        body = b'{"a": 1}'
+        told = problem(await http.post(balance, content=body), "identity_required")
+        extension = told["extensions"]["sign-in-with-x"]
+        proof = sign_in(wallet, extension)
+        for wrong in (
+            await http.post(balance, content=b"{}", headers=proof),
+            await http.get(balance, headers=proof),
+            await http.post(balance, content=body, headers=sign_in(wallet, extension, nonce="1")),
+        ):
+            assert wrong.status_code == 401, wrong.text
+            assert wrong.json()["code"].startswith("invalid_siwx_")
+        assert (await http.get(cheap, headers=proof)).status_code == 402
+        assert (await http.post(balance, content=body, headers=proof)).status_code == 200
+        refund = "/farebox/v1/credits/refund"
+        told = problem(await http.post(refund, json={"all": True}), "identity_required")
+        assert "extensions" not in told
+        refused = await http.post(refund, json={"all": True}, headers=proof)
+        problem(refused, "identity_unsupported")
 
 
 async def test_the_header_of_a_402_stays_small(sqlite_gateway: Gateway, cheap: str) -> None:
