@@ -41,6 +41,11 @@ STRIPE_PORT: Final = 9200
 CONFIG: Final = "farebox.toml"
 DATABASE: Final = "farebox.db"
 KEY: Final = "settler.key"
+CHAT: Final = (
+    '{ match = "POST /v1/chat/completions", description = "What you said, by the word",'
+    ' price = { rule = "metered", max = "$0.05", when_unknown = "$0.01", events = "tokens_out",'
+    ' rates = { tokens_in = "$0.40 / 1K", tokens_out = "$0.60 / 1K" } } }'
+)
 LOG: Final = "gateway.log"
 CHAIN_STATE: Final = "chain.json"
 
@@ -250,6 +255,7 @@ routes = [
   {{ match = "GET /health", price = "free" }},
   {{ match = "GET /v1/forecast/*", price = "$0.002", description = "Three days of weather" }},
   {{ match = "POST /v1/render", price = "$0.01", description = "A text as a picture" }},
+  {CHAT},
 ]
 """
 

@@ -1,4 +1,5 @@
-"""The sample HTTP API of the demo and the tests: a small weather and rendering service.
+"""The sample HTTP API of the demo and the tests: a small weather, rendering and
+chat service.
 
 It knows nothing of payment: that is the point. It counts the calls that really arrive, so that a
 test can hold "charged" against "done". Answers depend on the request only, never on the time.
@@ -19,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gateway.demo import chat
 from gateway.demo.served import Served
 
 MAX_TEXT: Final = 200
@@ -65,6 +67,7 @@ def build(calls: Calls) -> Starlette:
             Route("/v1/forecast/{city}", _forecast, methods=["GET"]),
             Route("/v1/render", _render, methods=["POST"]),
             Route("/v1/echo", _echo, methods=["POST"]),
+            Route("/v1/chat/completions", _chat, methods=["POST"]),
         ]
     )
     app.state.calls = calls
@@ -126,6 +129,11 @@ async def _echo(request: Request) -> Response:
     body = await request.body()
     kind = request.headers.get("content-type", "application/octet-stream")
     return Response(body, headers={"content-type": kind})
+
+
+async def _chat(request: Request) -> Response:
+    _note(request)
+    return chat.complete(await request.body())
 
 
 class SampleApi(Served):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import httpx
@@ -48,6 +49,31 @@ def test_render_refuses(body: bytes, http: httpx.Client) -> None:
 def test_echo(http: httpx.Client) -> None:
     answer = http.post("/v1/echo", content=b"\x00\xff", headers={"content-type": "x/y"})
     assert (answer.content, answer.headers["content-type"]) == (b"\x00\xff", "x/y")
+
+
+@pytest.mark.parametrize("usage", [True, False])
+def test_chat(http: httpx.Client, usage: bool) -> None:
+    asked = {"model": "m", "messages": [{"role": "user", "content": "one two  three"}]}
+    whole = http.post("/v1/chat/completions", json=asked).json()
+    assert whole["choices"][0]["message"]["content"] == "one two three"
+    assert whole["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    streamed = {**asked, "stream": True, "stream_options": {"include_usage": usage}}
+    answer = http.post("/v1/chat/completions", json=streamed)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *events, done = [each.removeprefix("data: ") for each in answer.text.split("\n\n")][:-1]
+    assert done == "[DONE]"
+    chunks = [json.loads(each) for each in events]
+    said = [c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"]]
+    assert "".join(said) == "one two three"
+    assert [c["usage"] for c in chunks if "usage" in c] == [whole["usage"]] * usage
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'{"messages": []}', b'{"messages": [{"content": 1}]}', b'{"messages": 1}'],
+)
+def test_chat_refuses(body: bytes, http: httpx.Client) -> None:
+    assert http.post("/v1/chat/completions", content=body).status_code == 422
 
 
 def test_counting_by_request_id(api: SampleApi, http: httpx.Client) -> None:
