@@ -25,13 +25,14 @@ from gateway.discovery import routes as discovery_routes
 from gateway.errors import Problem
 from gateway.facilitator import routes as facilitator_routes
 from gateway.fields import values
+from gateway.ledger import sweep
 from gateway.limits import Limits, client_of
 from gateway.middleware import Outgoing, edge
 from gateway.migrations.run import migrate
 from gateway.node import Node, unavailable
 from gateway.observe import log
 from gateway.own import NODE, node_of
-from gateway.payments import card, exposure, offers, stripe, watcher
+from gateway.payments import card, exposure, journal, offers, stripe, watcher
 from gateway.payments import routes as payment_routes
 from gateway.payments.rails import Rails
 from gateway.proxy import advice, cors, free, mcp, paid, quotes
@@ -95,11 +96,23 @@ async def open_node(settings: Settings) -> Node:
         await node.look_at_clock()
         async with db.write() as tx:
             await exposure.set_policies(tx, settings)
+        await _take_over(db)
         await _check_tokens(node)
     except BaseException:
         await close_node(node)
         raise
     return node
+
+
+async def _take_over(db: Database) -> None:
+    """Where all who ever worked on this database are known to be dead, nothing they had begun is
+    waited for. Before this process begins anything."""
+    async with db.starting() as alone:
+        if alone:
+            async with db.write() as tx:
+                await sweep.drop_leases(tx, await tx.now_ms())
+                await journal.drop_leases(tx)
+                await watcher.drop_leases(tx)
 
 
 def _limits(server: Server, deployment: str) -> Limits:

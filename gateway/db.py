@@ -176,6 +176,15 @@ class Database:
         raise NotImplementedError
         yield  # type: ignore[unreachable]  # as above
 
+    @asynccontextmanager
+    async def starting(self) -> AsyncIterator[bool]:
+        """The start of a process that will hold leases here, before it holds any.
+
+        Yields True if it is certain that every process that ever did so is dead: SQLite's file is
+        on this machine, and the kernel knows. On PostgreSQL only a lease can say so.
+        """
+        yield False
+
     async def close(self) -> None:
         """Close every connection; transactions that are still open have failed after ``wait_s``."""
         raise NotImplementedError

@@ -12,6 +12,7 @@ what stands there into the database file (``_Checkpoints``), so that no request 
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import re
 import sqlite3
@@ -20,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 
 from gateway.db import (
@@ -241,6 +243,39 @@ def _end(ended: asyncio.Future[None], fault: BaseException | None) -> None:
         ended.set_exception(fault)
 
 
+class _Here:
+    """That this process serves from a database file, as other processes see it: a lock that whoever
+    serves shares as long as it lives. The kernel takes it back however a process ends.
+
+    On a file beside the database: SQLite has its own locks on that one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(f"{path}-serving", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def alone(self) -> bool:
+        """Whether nobody else shares it; then nobody does before our ``share``."""
+        return self._lock(exclusive=True)
+
+    def share(self) -> None:
+        """Be there, with others. Waits for one that is alone to share it."""
+        self._lock(exclusive=False)
+
+    def _lock(self, *, exclusive: bool) -> bool:
+        """False if it cannot be had: others have it, or there are no such locks here, in which
+        case nobody is ever alone."""
+        try:
+            import fcntl
+
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+        except (ImportError, OSError):  # Windows; in use, or a file system without them
+            return False
+        return True
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
 class SqliteDatabase(Database):
     dialect: Dialect = "sqlite"
 
@@ -255,6 +290,7 @@ class SqliteDatabase(Database):
         self._version = 0
         self._commits = _Commits()
         self._checkpoints = _Checkpoints(self._open)
+        self._here: _Here | None = None
         try:
             self._writer = self._open()
             self._idle.append(self._open_reader())
@@ -352,9 +388,19 @@ class SqliteDatabase(Database):
         finally:
             self._reading.release()
 
+    @asynccontextmanager
+    async def starting(self) -> AsyncIterator[bool]:
+        here = self._here = _Here(self._path)
+        try:
+            yield here.alone()
+        finally:
+            await asyncio.to_thread(here.share)
+
     async def close(self) -> None:
         async with self._lock:
             await self._commits.close()
             await self._checkpoints.close()
             for connection in (*self._idle, self._writer):
                 connection.close()
+            if self._here is not None:
+                self._here.close()

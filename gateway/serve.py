@@ -16,6 +16,7 @@ from gateway import reload, work
 from gateway.app import build, closing, open_node
 from gateway.node import Node
 from gateway.observe import log, set_up
+from gateway.payments import in_hand
 from gateway.proxy import leases
 from gateway.settings import Settings
 
@@ -158,7 +159,10 @@ async def run(
 ) -> None:
     """Serve until the server is told to stop. ``again`` reads the settings at a SIGHUP."""
     _settle_memory()
-    tasks = [asyncio.create_task(leases.renewing(node))]
+    tasks = [
+        asyncio.create_task(leases.renewing(node)),
+        asyncio.create_task(in_hand.renewing(node.rails, node.stopping)),
+    ]
     if again is not None:
         tasks.append(asyncio.create_task(reload.at_signals(node, again)))
     if node.settings.server.work:

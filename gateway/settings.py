@@ -116,6 +116,9 @@ class Server(Section):
 
     hold_lease_s: Annotated[Seconds, Field(ge=1, le=3600)] = 60
     sweep_s: Annotated[Seconds, Field(ge=1)] = 5
+    takeover_s: Annotated[Seconds, Field(ge=2, le=300)] = 10
+    """How soon another process goes on with a payment, or with following a chain, whose process
+    has died. Whoever lives says so every third of it."""
     reconcile_s: Annotated[Seconds, Field(ge=1)] = 60
     upstream_connect_timeout_s: Annotated[Seconds, Field(ge=1, le=600)] = 5
     upstream_timeout_s: Annotated[Seconds, Field(ge=1, le=86400)] = 60

@@ -20,15 +20,12 @@ from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.ledger import audit, sweep
 from gateway.node import Node
 from gateway.observe import log
-from gateway.payments import card, carry, gas, journal, reconcile, recover, watcher
+from gateway.payments import card, carry, gas, in_hand, journal, reconcile, recover, watcher
 from gateway.payments.journal import Payment
 from gateway.payments.rails import Rails
 from gateway.payments.stripe import CardError
 from gateway.settings import Chain, Settings
 
-# After its lease a hold is left alone for this long: clocks of two nodes are not one.
-LAPSE_MARGIN_MS: Final = 2_000
-PAYMENT_LEASE_MS: Final = 15_000
 AUDIT_EVERY_S: Final = 3_600
 SURVEY_EVERY_S: Final = 10
 _KEPT_MS: Final = 600_000  # what has ended is kept so long: clocks differ
@@ -40,10 +37,6 @@ _PASSING: Final = (ChainError, CardError, DatabaseUnavailable, CommitUnknown, Ti
 async def loop(node: Node, *, audits: bool = True) -> None:
     """Run until the node stops. Of several workers on one machine one need do the ``audits``."""
     server = node.settings.server
-    if node.db.dialect == "sqlite":
-        # This is the only process that serves, and it has just started.
-        async with node.db.write() as tx:
-            await journal.drop_leases(tx)
     pieces = [
         _every(node, server.sweep_s, _sweep),
         _every(node, min(server.sweep_s, 2), finish_payments),
@@ -81,7 +74,7 @@ def _name(piece: Callable[[Node], Awaitable[None]]) -> str:
 
 async def _sweep(node: Node) -> None:
     await sweep.note_open_holds(node.db)
-    for hold in await sweep.void_lapsed(node.db, LAPSE_MARGIN_MS):
+    for hold in await sweep.void_lapsed(node.db, sweep.LAPSE_MARGIN_MS):
         log.warning(
             "call %s on %s was interrupted: its hold is void, nothing was charged",
             hold.request_id,
@@ -103,13 +96,15 @@ async def finish_payouts(node: Node) -> None:
 async def _finish(
     node: Node, bring_on: Callable[[Rails, Payment], Awaitable[str]], *, going_out: bool = False
 ) -> None:
+    rails = node.rails
     async with node.db.write() as tx:
-        taken = await journal.take_unfinished(
-            tx, await tx.now_ms(), PAYMENT_LEASE_MS, _PER_ROUND, going_out=going_out
-        )
+        now_ms = await tx.now_ms()
+        lease_ms = in_hand.lease_ms(rails, now_ms) - now_ms
+        taken = await journal.take_unfinished(tx, now_ms, lease_ms, _PER_ROUND, going_out=going_out)
 
     async def look(payment: Payment) -> None:
-        state = await bring_on(node.rails, payment)
+        state = await bring_on(rails, payment)
+        rails.in_hand.discard(payment.id)
         if state == "processing":
             async with node.db.write() as tx:
                 now_ms = await tx.now_ms()
@@ -117,7 +112,8 @@ async def _finish(
         else:
             log.info("payment %s, interrupted before, is %s", payment.id, state)
 
-    await _each(node, taken, look)
+    with in_hand.working_on(rails, [payment.id for payment in taken]):
+        await _each(node, taken, look)
 
 
 async def _tend_gas(node: Node) -> None:
@@ -227,7 +223,8 @@ def run(settings: Settings, *, as_json: bool = False) -> None:
         node = await open_node(settings)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, node.stopping.set)
-        async with closing(node):
+        async with closing(node), asyncio.TaskGroup() as tasks:
+            tasks.create_task(in_hand.renewing(node.rails, node.stopping))
             await loop(node)
 
     del as_json  # it says nothing but its log

@@ -17,14 +17,13 @@ from gateway.db import CommitUnknown, DatabaseUnavailable, Tx, transact
 from gateway.facilitator import judge
 from gateway.facilitator.judge import Order
 from gateway.observe import log
-from gateway.payments import engine, gas, journal, recover
+from gateway.payments import engine, gas, in_hand, journal, recover
 from gateway.payments.journal import FACILITATOR, AuthKey, Claim, Payment
 from gateway.payments.lane import Begun, Job
 from gateway.payments.methods import METHODS, Spent
 from gateway.payments.nonces import Call
 from gateway.payments.rails import Rails, content_hash
 
-LEASE_MARGIN_MS = 10_000
 _FOREVER_S = 2**62  # validBefore may be anything a token takes, a column may not
 
 
@@ -132,7 +131,9 @@ async def _first(rails: Rails, order: Order, key: AuthKey) -> Payment | None:
                 "the paying wallet has to be deployed first",
             )
         settling = Order(order.chain, order.asset, auth)
-        handed = await engine.settle(rails, _job(rails, settling, begun, over_budget))
+        job = _job(rails, settling, begun, over_budget)
+        with in_hand.working_on(rails, [job.call.payment_id]):
+            handed = await engine.settle(rails, job)
     except Rejected:
         if await already_presented(rails, key):
             return None  # by another node, whose transaction is why it is refused now
@@ -219,7 +220,7 @@ def _new_payment(rails: Rails, order: Order, payment_id: str, at: Begun) -> Paym
         error_detail=None,
         created_at_ms=at.now_ms,
         updated_at_ms=at.now_ms,
-        lease_ms=at.now_ms + rails.settings.server.settle_wait_s * 1_000 + LEASE_MARGIN_MS,
+        lease_ms=in_hand.lease_ms(rails, at.now_ms),
         method=order.method,
         pay_to=auth.to,
     )

@@ -14,6 +14,8 @@ from gateway.ledger.steps import NEVER, Close, Closed, Expire, HoldRow, Outcome
 from gateway.observe import log
 
 INTERRUPTED = "interrupted"
+# After its lease a hold is left alone for this long: clocks of two nodes are not one.
+LAPSE_MARGIN_MS: Final = 2_000
 _STRIDE = 20_000
 _DUE = 500  # steps in one transaction
 _PAGES = 20  # how far a sweep looks behind those that cannot be applied
@@ -46,6 +48,22 @@ async def note_open_holds(db: Database) -> int:
         await tx.execute("UPDATE sequence SET next = $1 WHERE name = 'swept'", end)
         await tx.execute("DELETE FROM id_block WHERE at_ms < $1", now_ms - 10 * SETTLED_AFTER_MS)
         return found
+
+
+async def drop_leases(tx: Tx, now_ms: int) -> None:
+    """Every hold that is open now has no owner: let the sweeper take it at once.
+
+    Only where it is certain that whoever took one is dead, and before this process takes any.
+    """
+    lease_ms = now_ms - LAPSE_MARGIN_MS - 1
+    await tx.execute(
+        "INSERT INTO open_hold (hold_id, account_id, lease_ms)"
+        " SELECT h.id, h.account_id, $1 FROM hold h LEFT JOIN transfer t ON t.id = h.id"
+        " WHERE h.id >= (SELECT next FROM sequence WHERE name = 'swept') AND t.id IS NULL"
+        " ON CONFLICT (hold_id) DO NOTHING",
+        lease_ms,
+    )
+    await tx.execute("UPDATE open_hold SET lease_ms = $1 WHERE lease_ms > $1", lease_ms)
 
 
 async def renew(db: Database, holds: Sequence[HoldRow], lease_ms: int) -> None:

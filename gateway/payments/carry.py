@@ -30,7 +30,7 @@ from gateway import ledger
 from gateway.db import CommitUnknown, DatabaseUnavailable, Tx, transact
 from gateway.errors import Problem
 from gateway.observe import log
-from gateway.payments import confirm, engine, gas, journal, nonces, recover
+from gateway.payments import confirm, engine, gas, in_hand, journal, nonces, recover
 from gateway.payments.journal import Payment
 from gateway.payments.lane import Begun, Job
 from gateway.payments.methods import METHODS, Spent
@@ -56,7 +56,8 @@ async def first_try(rails: Rails, payment_id: str) -> None:
         async with rails.db.read() as tx:
             payment = await journal.by_id(tx, payment_id)
         if payment is not None:
-            await _send(rails, _sight(rails, payment))
+            with in_hand.working_on(rails, [payment_id]):
+                await _send(rails, _sight(rails, payment))
         async with rails.db.write() as tx:
             await journal.release(tx, payment_id, await tx.now_ms())
     except (ChainError, DatabaseUnavailable, CommitUnknown) as error:

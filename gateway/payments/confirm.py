@@ -63,11 +63,13 @@ class _Look:
         return found
 
 
-async def look(rails: Rails, chain: Chain, trail: Trail) -> list[Inbound]:
+async def look(rails: Rails, chain: Chain, trail: Trail) -> list[tuple[Inbound, Depth]]:
     """One look at every transfer of a network that is not final.
 
-    Returns those that are safe and nobody's. Raises ``ChainError`` and ``DatabaseUnavailable``:
-    what was decided by then stands, the rest is looked at the next time.
+    Returns those that are safe and nobody's, with how deep each is. They are noted as safe, not as
+    final: whoever finds out whose they are does that last (``deepen``), for what is final and
+    nobody's is not looked at again. Raises ``ChainError`` and ``DatabaseUnavailable``: what was
+    decided by then stands, the rest is looked at the next time.
     """
     async with rails.db.read() as tx:
         rows = await _followed(tx, chain.caip2)
@@ -89,10 +91,13 @@ async def look(rails: Rails, chain: Chain, trail: Trail) -> list[Inbound]:
         depth = max(at.depth(row.block_number), row.depth, key=_DEPTHS.index)
         if row.state == "waiting":
             await _credit(at, row, depth)
-        elif depth != row.depth:
-            await _deepen(at, row, depth)
-        if row.state == "unclaimed" and depth != "included":
-            unclaimed.append(row)
+            continue
+        nobodys = row.state == "unclaimed" and depth != "included"
+        noted: Depth = "safe" if nobodys else depth
+        if noted != row.depth:
+            await deepen(rails, row, noted)
+        if nobodys:
+            unclaimed.append((row, depth))
     return unclaimed
 
 
@@ -132,12 +137,14 @@ async def _read_hashes(at: _Look, rows: Sequence[Inbound], trail: Trail) -> None
             at.hashes[number] = stands
 
 
-async def _deepen(at: _Look, row: Inbound, depth: Depth) -> None:
+async def deepen(rails: Rails, row: Inbound, depth: Depth) -> None:
+    """Note how deep the block of a transfer is, if it still stands in that block."""
+
     async def work(tx: Tx) -> None:
         now_ms = await tx.now_ms()
         await inbound.deepened(tx, row, depth, agreed=bool(row.agreed), now_ms=now_ms)
 
-    await transact(at.rails.db, work)
+    await transact(rails.db, work)
 
 
 async def _credit(at: _Look, row: Inbound, depth: Depth) -> None:

@@ -257,6 +257,23 @@ async def take_unfinished(
     return [_payment(row) for row in rows]
 
 
+async def renew(tx: Tx, payment_ids: Sequence[str], lease_ms: int) -> None:
+    """Whoever works on these payments speaks for them until ``lease_ms``. One that somebody is
+    writing at this moment is passed over: it is being finished."""
+    if tx.dialect == "postgres":
+        await tx.execute(
+            "UPDATE payment SET lease_ms = $1 WHERE id IN (SELECT id FROM payment"
+            " WHERE id = ANY($2) AND state = 'processing' ORDER BY id FOR UPDATE SKIP LOCKED)",
+            lease_ms,
+            list(payment_ids),
+        )
+        return
+    await tx.executemany(
+        "UPDATE payment SET lease_ms = $1 WHERE id = $2 AND state = 'processing'",
+        [(lease_ms, each) for each in payment_ids],
+    )
+
+
 async def drop_leases(tx: Tx) -> None:
-    """At the start of the only process there is (SQLite): whoever held a lease is gone."""
+    """Whoever held the lease of a payment is dead."""
     await tx.execute("UPDATE payment SET lease_ms = 0 WHERE state = 'processing'")

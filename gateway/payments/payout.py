@@ -23,7 +23,7 @@ from gateway.db import Tx, transact
 from gateway.errors import Problem
 from gateway.money import format_credits, format_usd
 from gateway.observe import log
-from gateway.payments import carry, gas, journal
+from gateway.payments import carry, gas, in_hand, journal
 from gateway.payments.journal import Payment
 from gateway.payments.rails import PAUSES, Rails
 from gateway.settings import Chain, Settings
@@ -32,7 +32,6 @@ from wallet_auth.keys import address_word, keccak256
 VALID_S: Final = 1_800  # how long the token takes an authorization that was signed
 AT_ONCE: Final = 10  # most lots that one request pays out
 _SOURCES: Final = ("x402", "deposit", journal.EXTERNAL)
-_LEASE_MARGIN_MS: Final = 10_000
 _TRANSFER: Final = selector("transfer(address,uint256)")
 
 
@@ -327,7 +326,7 @@ def _payment(  # noqa: PLR0917
         error_detail=None,
         created_at_ms=now_ms,
         updated_at_ms=now_ms,
-        lease_ms=now_ms + rails.settings.server.settle_wait_s * 1000 + _LEASE_MARGIN_MS,
+        lease_ms=in_hand.lease_ms(rails, now_ms),
         pay_to=asker.address,
     )
 

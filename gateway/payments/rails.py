@@ -44,6 +44,8 @@ class Rails:
     remotes: dict[str, Remote] = field(default_factory=dict)
     # Payments being settled by this process, so that a repeat waits for the one that runs.
     settling: dict[AuthKey, asyncio.Future[None]] = field(default_factory=dict)
+    # Payments this process works on, whose leases it renews (in_hand.py).
+    in_hand: set[str] = field(default_factory=set)
 
     def chain_of(self, presented: Presented) -> Chain:
         """The configured network a payment is for. Raises ``Problem("invalid_network")``."""

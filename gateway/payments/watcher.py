@@ -29,7 +29,6 @@ from gateway.payments.inbound import Inbound
 from gateway.payments.rails import Rails
 from gateway.settings import Chain
 
-LEASE_MS: Final = 20_000
 SPAN: Final = 5_000  # blocks read in one look
 
 
@@ -51,16 +50,20 @@ class Watch:
 
     async def look(self, rails: Rails, chain: Chain) -> bool:
         """One look at a network; False if another process is doing that."""
+        server = rails.settings.server
+        lease_ms = 1_000 * (server.takeover_s + server.sweep_s)  # taken again every ``sweep_s``
         async with rails.db.write() as tx:
-            fence = await take_lease(tx, f"watch:{chain.caip2}", self.holder, LEASE_MS)
+            fence = await take_lease(tx, f"watch:{chain.caip2}", self.holder, lease_ms)
         if fence is None:
             self.trails.pop(chain.caip2, None)
             return False
         for asset in chain.network.assets:
             await read(rails, chain, asset, fence)
         trail = self.trails.setdefault(chain.caip2, Trail())
-        for row in await confirm.look(rails, chain, trail):
+        for row, depth in await confirm.look(rails, chain, trail):
             await _attribute(rails, chain, row)
+            if depth == "final":  # only now: it is not looked at any more
+                await confirm.deepen(rails, row, depth)
         return True
 
 
@@ -87,6 +90,11 @@ async def take_lease(tx: Tx, name: str, holder: str, for_ms: int) -> int | None:
         now_ms + for_ms,
     )
     return fence
+
+
+async def drop_leases(tx: Tx) -> None:
+    """Whoever held a lease is dead. Its fence stays: the next holder gets a higher one."""
+    await tx.execute("UPDATE lease SET until_ms = 0")
 
 
 async def watched(tx: Tx, chain: Chain, asset: Asset) -> Watched | None:

@@ -32,6 +32,7 @@ from gateway.payments import (
     engine,
     from_credits,
     gas,
+    in_hand,
     journal,
     offers,
     recover,
@@ -48,8 +49,6 @@ from gateway.payments.rails import Rails, refused
 from gateway.payments.wire import Presented
 from gateway.settings import Chain, Settings
 
-# Longer than any request waits, so that a live one is never overtaken by the background loop.
-LEASE_MARGIN_MS: Final = 10_000
 _FOREVER_S: Final = 2**62  # validBefore may be anything the token takes, a column may not
 MakeHold = Callable[[int, int], ledger.Hold]
 """``(account_id, price_units) -> Hold``: the hold of the call that a payment came with."""
@@ -98,8 +97,10 @@ async def pay(
         if key in rails.settling:
             continue
         running = rails.settling[key] = asyncio.get_running_loop().create_future()
+        payment_id = journal.new_id()
         try:
-            first = await _settle(rails, order, account_id, make_hold)
+            with in_hand.working_on(rails, [payment_id]):
+                first = await _settle(rails, order, payment_id, account_id, make_hold)
         finally:
             del rails.settling[key]
             running.set_result(None)
@@ -180,13 +181,21 @@ async def _await_end(
 
 
 async def _settle(
-    rails: Rails, order: Order, account_id: int | None, make_hold: MakeHold | None
+    rails: Rails,
+    order: Order,
+    payment_id: str,
+    account_id: int | None,
+    make_hold: MakeHold | None,
 ) -> Paid | None:
     """Verify, claim, broadcast, wait, finish. None: another node claimed it meanwhile."""
     rpc = rails.rpcs[order.chain.caip2]
     begun: list[Payment] = []
+
+    def job(recipient_chain: str) -> Job:
+        return _job(rails, order, payment_id, recipient_chain, begun)
+
     try:
-        handed = await _hand_in(rails, order, rpc, begun)
+        handed = await _hand_in(rails, order, rpc, job)
     except Rejected as refusal:
         return await _spent_before(rails, order, rpc, refusal)
     except ChainError as error:
@@ -221,39 +230,40 @@ async def _by_others(rails: Rails, payment: Payment) -> Payment:
         return payment
 
 
-async def _hand_in(rails: Rails, order: Order, rpc: Rpc, begun: list[Payment]) -> Handed | None:
-    """Verify, and let the engine settle. ``begun`` gets the payment as it was written."""
+async def _hand_in(
+    rails: Rails, order: Order, rpc: Rpc, job: Callable[[str], Job]
+) -> Handed | None:
+    """Verify, and let the engine settle. ``job`` makes one for the payer's kind of account."""
     auth = order.auth
     if await remote.usable(rails, order.chain):
         kind = await eip3009.verify(rpc, order.asset, auth, await _now_s(rails.db))
         whose = "" if kind == "key" else await _chain_of_contract(rpc, order)
         asked = remote.Order(order.chain, order.asset, auth)
-        return await remote.settle(rails, asked, _job(rails, order, whose, begun), "eip3009")
+        return await remote.settle(rails, asked, job(whose), "eip3009")
     if eip3009.signed_by_key(order.chain.network, order.asset, auth):
         # The usual case. Whether the payer has code, in which case its key's signature does not
         # count, and whether the token would take it, is asked with everybody else's.
         if not await rpc.has_code(order.asset.address):
             raise Unavailable("rpc_error", f"there is no token at {order.asset.address}")
         with suppress(engine.PayerHasCode):
-            job = _job(rails, order, "", begun)
-            return await engine.settle(rails, replace(job, code_known=False))
+            return await engine.settle(rails, replace(job(""), code_known=False))
     await eip3009.verify(rpc, order.asset, auth, await _now_s(rails.db))
     recipient_chain = await _chain_of_contract(rpc, order)
-    return await engine.settle(
-        rails, replace(_job(rails, order, recipient_chain, begun), alone=True)
-    )
+    return await engine.settle(rails, replace(job(recipient_chain), alone=True))
 
 
-def _job(rails: Rails, order: Order, recipient_chain: str, begun: list[Payment]) -> Job:
-    """The order as the engine takes it: what is sent, and how it is claimed."""
+def _job(
+    rails: Rails, order: Order, payment_id: str, recipient_chain: str, begun: list[Payment]
+) -> Job:
+    """The order as the engine takes it: what is sent, and how it is claimed. ``begun`` gets the
+    payment as it was written."""
     auth = order.auth
-    payment_id = journal.new_id()
 
     async def begin(tx: Tx, at: Begun) -> bool:
         claim = Claim(payment_id, order.content, order.offer)
         if not await journal.claim(tx, order.key, claim, at.now_ms):
             return False
-        payment = _new_payment(rails.settings, order, payment_id, recipient_chain, at)
+        payment = _new_payment(rails, order, payment_id, recipient_chain, at)
         await journal.insert(tx, payment)
         begun.append(payment)
         return True
@@ -294,7 +304,7 @@ async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected)
     async def work(tx: Tx) -> Payment | None:
         now_ms = await tx.now_ms()
         at = Begun(now_ms, transfer.block_number)
-        payment = _new_payment(rails.settings, order, journal.new_id(), recipient_chain, at)
+        payment = _new_payment(rails, order, journal.new_id(), recipient_chain, at)
         if not await journal.claim(tx, order.key, Claim(payment.id, order.content, None), now_ms):
             return None
         await journal.insert(tx, payment)
@@ -318,10 +328,10 @@ async def _chain_of_contract(rpc: Rpc, order: Order) -> str:
 
 
 def _new_payment(
-    settings: Settings, order: Order, payment_id: str, recipient_chain: str, at: Begun
+    rails: Rails, order: Order, payment_id: str, recipient_chain: str, at: Begun
 ) -> Payment:
     recipient, recipient_chain = order.given or (order.auth.from_, recipient_chain)
-    span = settings.credits.expire_after
+    span = rails.settings.credits.expire_after
     expires = order.purpose == offers.CREDITS and span is not None
     return Payment(
         id=payment_id,
@@ -346,7 +356,7 @@ def _new_payment(
         error_detail=None,
         created_at_ms=at.now_ms,
         updated_at_ms=at.now_ms,
-        lease_ms=at.now_ms + settings.server.settle_wait_s * 1000 + LEASE_MARGIN_MS,
+        lease_ms=in_hand.lease_ms(rails, at.now_ms),
         pay_to=order.auth.to,
         door=order.door,
     )
@@ -402,6 +412,7 @@ def _credential_s(settings: Settings, order: Order, payment: Payment) -> int:
 
 async def _let_go(rails: Rails, payment: Payment) -> None:
     """Hand an unfinished payment to the background loop, which also knows how to fail one."""
+    rails.in_hand.discard(payment.id)
     try:
         async with rails.db.write() as tx:
             await journal.release(tx, payment.id, await tx.now_ms())

@@ -165,7 +165,8 @@ async def test_killed_during_a_call(
     dialect: str, launch: Launch, api: Api, wallet: Wallet, target: str
 ) -> None:
     """Nobody knows whether the upstream did the work: not charged, and not done twice."""
-    gateway = launch(dialect, server={"hold_lease_s": 1})
+    # On SQLite the next start knows that nobody is left to speak for the call.
+    gateway = launch(dialect, server={"hold_lease_s": 1 if dialect == "postgres" else 3600})
     gate = api.behave(target, answer_when_open)
     async with gateway.client() as http:
         await buy(http, wallet)

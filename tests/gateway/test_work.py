@@ -16,10 +16,10 @@ from anvil.devnet import Devnet
 from chain.errors import Rejected, Unavailable, Unknown
 from gateway import work
 from gateway.app import close_node, open_node
-from gateway.db import CommitUnknown, DatabaseUnavailable
+from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.ledger import LedgerFault, sweep
 from gateway.node import Node
-from gateway.payments import journal, stripe
+from gateway.payments import journal, stripe, watcher
 from gateway.payments import recover as recovering
 from tests.gateway.demo.stripes import KEY, SECRET, Stripes, stripes
 from tests.gateway.ledger import helpers
@@ -224,17 +224,62 @@ async def test_the_whole_loop_finishes_what_was_interrupted_and_stops(
         assert await helpers.faults(node.db) == []
 
 
-async def test_at_its_start_on_sqlite_nobody_holds_a_lease(db_url: str, dialect: str) -> None:
-    """There it is the only process; on PostgreSQL another one may be at work."""
+async def leased(node: Node) -> int:
+    """A payment, a call and a chain that this node speaks for, for long; the call's id."""
+    account_id = await helpers.open_account(node.db)
+    await helpers.minted(node.db, helpers.mint(account_id, 500, "0x01"))
+    async with node.db.write() as tx:
+        now_ms = await tx.now_ms()
+        await journal.insert(tx, blank("pay_1", lease_ms=now_ms + 3_600_000))
+        assert await watcher.take_lease(tx, "watch:a chain", "us", 3_600_000) is not None
+    row = await helpers.held(
+        node.db, helpers.hold(account_id, "id-1", 300, lease_ms=3_600_000), now_ms
+    )
+    return row.id
+
+
+async def free_for_others(node: Node, hold_id: int) -> set[bool]:
+    """Whether the payment, the call and the chain may be taken over now."""
+    await work._sweep(node)
+    async with node.db.write() as tx:
+        now_ms = await tx.now_ms()
+        return {
+            bool(await journal.take_unfinished(tx, now_ms, 1, 1)),
+            bool(await tx.fetchval("SELECT count(*) FROM transfer WHERE id = $1", hold_id)),
+            await watcher.take_lease(tx, "watch:a chain", "others", 1) is not None,
+        }
+
+
+async def test_what_dead_processes_spoke_for_is_taken_over_at_once_on_sqlite(
+    db_url: str, dialect: str
+) -> None:
+    """Where the kernel says that nobody else is there; on PostgreSQL another one may be."""
     async with opened(db_url) as node:
-        async with node.db.write() as tx:
-            await journal.insert(tx, blank("pay_1", lease_ms=2**62))
-        node.stopping.set()
-        await ended(asyncio.create_task(work.loop(node)))
-        async with node.db.read() as tx:
-            after = await journal.by_id(tx, "pay_1")
-        assert after is not None
-        assert after.lease_ms == (0 if dialect == "sqlite" else 2**62)
+        hold_id = await leased(node)
+    async with opened(db_url) as node:
+        assert await free_for_others(node, hold_id) == {dialect == "sqlite"}
+        assert await helpers.faults(node.db) == []
+
+
+async def test_what_a_living_process_speaks_for_is_left_to_it(db_url: str) -> None:
+    async with opened(db_url) as first:
+        hold_id = await leased(first)
+        async with opened(db_url) as second:
+            assert await free_for_others(second, hold_id) == {False}
+    # And one that is still at its start lets no other believe that it is alone.
+    one, two = [await Database.connect(db_url) for _ in range(2)]
+    async with one.starting() as alone:
+        assert alone is (one.dialect == "sqlite")
+        other = asyncio.create_task(_start(two))
+        await asyncio.sleep(0)
+    assert await other is False
+    await two.close()
+    await one.close()
+
+
+async def _start(db: Database) -> bool:
+    async with db.starting() as alone:
+        return alone
 
 
 async def test_broken_books_are_said_loudly(node: Node, caplog: pytest.LogCaptureFixture) -> None:
@@ -258,7 +303,7 @@ async def test_a_call_whose_owner_died_is_void_and_said(
     account_id = await helpers.open_account(node.db)
     await helpers.minted(node.db, helpers.mint(account_id, 500, "0x01"))
     row = await helpers.held(node.db, helpers.hold(account_id, "id-1", 300, lease_ms=1_000))
-    clock.now_ms = row.lease_ms + work.LAPSE_MARGIN_MS + 3_600_000
+    clock.now_ms = row.lease_ms + sweep.LAPSE_MARGIN_MS + 3_600_000
     with caplog.at_level(logging.WARNING, "farebox"):
         # Ids handed out long ago come under the watermark first.
         for _ in range(3):

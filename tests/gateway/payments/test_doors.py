@@ -14,6 +14,7 @@ import pytest
 
 from anvil.devnet import Account, Devnet, Options, running
 from chain import transfers
+from chain.errors import Unavailable
 from chain.transfers import Transfer
 from gateway import ledger
 from gateway.accounts import wallets
@@ -97,6 +98,32 @@ async def test_a_known_wallets_deposit_is_credited_once_it_is_safe(desk: Desk) -
     assert paid.expires_ms is not None
     desk.net.mine(8)
     await look(desk, watch)
+    assert await differences(desk) == []
+
+
+async def test_a_look_that_is_cut_off_when_a_deposit_is_final_is_made_good(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Final and nobody's is not looked at again: it must not be noted before it is attributed."""
+    sender = desk.net.accounts[0]
+    await open_account(desk, sender.address)
+    tx_hash = send(desk, sender, 20_000)
+    desk.net.mine(20)
+    watch = Watch()
+    with monkeypatch.context() as patch:
+
+        async def cut_off(*_: object) -> None:
+            raise Unavailable("rpc_error", "it went away")
+
+        patch.setattr(watcher, "_attribute", cut_off)
+        with pytest.raises(Unavailable):
+            await look(desk, watch)
+    assert await rows(desk) == [(tx_hash, "unclaimed")]
+    await look(desk, watch)
+    assert await rows(desk) == [(tx_hash, "minted")]
+    await look(desk, watch)
+    async with desk.rails.db.read() as tx:
+        assert await tx.fetchval("SELECT depth FROM inbound") == "final"
     assert await differences(desk) == []
 
 

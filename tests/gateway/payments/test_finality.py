@@ -48,7 +48,7 @@ async def take(desk: Desk, claimed: Claimed) -> str:
     return await recover(desk.rails, await desk.payment(claimed))
 
 
-async def look(desk: Desk, trail: Trail | None = None) -> list[Inbound]:
+async def look(desk: Desk, trail: Trail | None = None) -> list[tuple[Inbound, inbound.Depth]]:
     return await confirm.look(desk.rails, desk.rails.settings.chains[0], trail or Trail())
 
 
