@@ -22,7 +22,9 @@ netguard.close_network()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--sweep-every", type=int, default=13, help="of the crash sweep's points")
+    parser.addoption(
+        "--sweep-every", type=int, help="of the crash sweep's points; without it a few of each"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,6 +49,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{part:<12} {version}")
     if not parts:
         terminalreporter.write_line("none: no test that ran needs a server")
+    swept = servers.run_dir() / "crash-sweep.json"
+    if swept.exists():
+        from tests.e2e.sweep import summary
+
+        terminalreporter.section("crash sweep")
+        summary(swept, terminalreporter.write_line)
 
 
 @pytest.fixture(autouse=True)

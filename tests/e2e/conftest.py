@@ -7,18 +7,24 @@ After every test the books of whatever ran must be in order.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from anvil.devnet import Devnet
+from anvil.devnet import Devnet, Options, running
 from tests import servers
-from tests.e2e.stage import Api, Background, Gateway
+from tests.e2e import sweep as sweeps
+from tests.e2e.flows import FLOWS, Entry, Site, short_form
+from tests.e2e.stage import Api, Background, Gateway, new_account
+from tests.e2e.sweep import Swept
+from tests.e2e.taps import AFTER, BEFORE, Disk, Line, Tap
 from tests.e2e.wallet import Wallet, new_wallet
 from tests.fixtures_chain import FaultyNode, chain_session
 
@@ -197,8 +203,82 @@ def _in_front_of(background: Background, net: Devnet) -> Iterator[FaultyNode]:
     background.run(node.stop())
 
 
+@pytest.fixture(scope="session")
+def shallow() -> Iterator[Devnet]:
+    """A chain whose blocks are final after 8 more."""
+    with running(options=Options(slots_in_an_epoch=4)) as net:
+        yield net
+
+
+# --- the crash sweep (sweep.py) ---------------------------------------------------------------
+
+# Leases end soon, so that a sweep does not consist of waiting.
+QUICK = {"settle_wait_s": 1, "hold_lease_s": 3, "takeover_s": 2}
+
+
 @pytest.fixture
-def every(request: pytest.FixtureRequest) -> int:
-    """How many points lie between two that are tried. 1: none."""
-    found: int = request.config.getoption("--sweep-every")
-    return found
+def swept(
+    request: pytest.FixtureRequest, launch: Launch, background: Background, api: Api
+) -> Callable[..., Awaitable[Swept]]:
+    """``await swept("purchase", "sqlite")``: kill a gateway everywhere in a flow.
+
+    ``disk``: at the system calls that write, not at the messages. Each ``--sweep-every``-th point,
+    or without that the few of the short form.
+    """
+    shallow: Devnet = request.getfixturevalue("shallow")
+    every: int | None = request.config.getoption("--sweep-every")
+
+    async def sweep(name: str, dialect: str, *, disk: bool = False) -> Swept:
+        entry = FLOWS[name]
+        taps = [Tap(background, "chain", shallow.rpc_url)]
+        if "upstream" in entry.messages:
+            taps.append(Tap(background, "upstream", api.url))
+        database = ""
+        if dialect == "postgres":
+            database = servers.create_database(servers.postgres_url())
+            taps.append(Tap(background, "postgres", database))
+        gateway = _tapped(launch, dialect, database, taps, entry, shallow)
+        lines: dict[str, Line] = {each.name: each for each in taps}
+        if disk:
+            lines = {Disk.name: Disk(gateway.folder)}
+        found = Swept(name, "disk" if disk else dialect)
+        try:
+            gateway.start()
+            site = Site(gateway, api)
+            if every is None and not disk:
+                points = short_form(entry, (BEFORE, AFTER), lines)
+                await sweeps.some(site, entry.flow, lines, found, points)
+            else:
+                await sweeps.sweep(site, entry.flow, lines, found, every or 1)
+        finally:
+            gateway.stop()
+            found.note()
+            for each in taps:
+                await asyncio.to_thread(each.close)
+            if database:
+                servers.drop_database(database)
+        return found
+
+    return sweep
+
+
+def _tapped(  # noqa: PLR0917
+    launch: Launch, dialect: str, database: str, taps: list[Tap], entry: Entry, net: Devnet
+) -> Gateway:
+    """A gateway behind its taps, not yet started. Its books are looked at past them."""
+    port = {each.name: each.port for each in taps}
+    options: dict[str, Any] = {"server": QUICK, "net": net, "running": False}
+    if database:
+        parts = urlsplit(database)
+        at = f"{parts.username}@127.0.0.1:{port['postgres']}"
+        options["database"] = urlunsplit(parts._replace(netloc=at))
+    gateway: Gateway = launch(dialect, rpc_url=f"http://127.0.0.1:{port['chain']}", **options)
+    gateway.books = database
+    if "upstream" in port:
+        gateway.upstream_url = f"http://127.0.0.1:{port['upstream']}"
+    if entry.refunds:
+        till = new_account()
+        net.transfer(net.accounts[0].address, till.address, 900_000_000)
+        (gateway.folder / "refund.key").write_text(till.private_key)
+        gateway.chain_extra = 'refund_key_file = "refund.key"\nrefund_min = "$0.01"'
+    return gateway

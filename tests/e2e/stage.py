@@ -160,6 +160,8 @@ class Gateway:
         self.server = dict(server or {})
         self.routes = routes
         self.chain_extra = ""
+        # Where ``rows`` looks into them, if not over the gateway's own line.
+        self.books = ""
         # Addresses of its own: what moves there came through this deployment.
         self.pay_to = pay_to or "0x" + secrets.token_hex(20)
         self.settler = settler or new_account()
@@ -274,7 +276,7 @@ routes = {self.routes}
         """Look into the database."""
 
         async def read() -> list[dict[str, Any]]:
-            db = await Database.connect(self.settings().server.database)
+            db = await Database.connect(self.books or self.settings().server.database)
             try:
                 async with db.read() as tx:
                     return [dict(row) for row in await tx.fetch(sql, *params)]

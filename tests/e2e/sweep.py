@@ -1,291 +1,219 @@
-"""The crash sweep: a gateway is killed at every message it exchanges with what it depends on.
+"""The crash sweep: a gateway is killed at every message of every flow, and started again.
 
-A ``Tap`` stands in front of a dependency (the chain's node, PostgreSQL) and counts what the gateway
-sends there. At message ``k`` the gateway gets SIGKILL, before the message reaches the other side or
-after the other side has answered and before the gateway hears of it. Then it is started again, and
-whoever paid asks again until there is an answer. One payment must be one mint, always.
-
-The same for SQLite, whose boundaries are system calls: strace kills the gateway at its k-th write
-or fsync.
+A flow (flows.py) is run once to count what it sends to each dependency (taps.py). Then it is run
+for each of these points with a wallet of its own, and killed there. Whoever paid goes on asking
+until there is an answer. Nothing may be lost, nothing be minted or charged twice, the books and
+the chain must agree.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import secrets
-import signal
-import subprocess
-import sys
+import os
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
-from tests.e2e.stage import Background, Gateway, transfers_to
-from tests.e2e.wallet import Wallet, code_of, new_wallet, offers
+from gateway import hands
+from tests import servers
+from tests.e2e.flows import Attempt, Flow, Point, Site, Wronged
+from tests.e2e.taps import Line
 
-PURCHASE = "/farebox/v1/credits/purchase"
-BODY = json.dumps({"amount_usd": "1"}).encode()
-BEFORE, AFTER = "before", "after"
 CONVERGE_S = 60
-MOST_POINTS = 400
-
-
-class Tap:
-    """A line to a dependency that counts what passes, and kills at one message.
-
-    A message is what the gateway sends until the other side has answered: an HTTP request to a
-    node, a round trip with PostgreSQL.
-    """
-
-    def __init__(self, background: Background, url: str) -> None:
-        parts = urlsplit(url)
-        self._background = background
-        self._target = (parts.hostname or "127.0.0.1", parts.port or 80)
-        self._lines: set[asyncio.StreamWriter] = set()
-        self._kill: Callable[[], None] = lambda: None
-        self._at: tuple[int, str] | None = None
-        self.passed = 0
-        self.fired = False
-        self._server = background.run(asyncio.start_server(self._accept, "127.0.0.1", 0))
-        self.port: int = self._server.sockets[0].getsockname()[1]
-
-    def arm(self, at: int, side: str, kill: Callable[[], None]) -> None:
-        """Count from 1 again; at message ``at``, on that side of it, call ``kill``. 0: never."""
-        self.passed, self.fired = 0, False
-        self._at, self._kill = (at, side) if at else None, kill
-
-    def disarm(self) -> None:
-        self._at = None
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._lines.add(writer)
-        try:
-            await self._serve(reader, writer)
-        except ConnectionError:
-            pass  # one of the two ends was killed
-        finally:
-            self._lines.discard(writer)
-            writer.transport.abort()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(*self._target)
-        asking = asyncio.Event()  # a message is on its way and has not been answered
-        dying = False
-
-        async def down() -> None:
-            while data := await far_reader.read(1 << 20):
-                if dying:
-                    continue  # the other side did it, and nobody hears of it
-                asking.clear()
-                writer.write(data)
-                await writer.drain()
-            writer.close()
-
-        pump = asyncio.create_task(down())
-        try:
-            while data := await reader.read(1 << 20):
-                if not asking.is_set():
-                    asking.set()
-                    self.passed += 1
-                    if not self.fired and self._at in (
-                        (self.passed, BEFORE),
-                        (self.passed, AFTER),
-                    ):
-                        self.fired = dying = True
-                        if self._at == (self.passed, AFTER):
-                            far_writer.write(data)
-                            await far_writer.drain()
-                            await asyncio.sleep(0.15)  # the other side gets it done
-                        self._kill()
-                        return
-                far_writer.write(data)
-                await far_writer.drain()
-        finally:
-            pump.cancel()
-            await asyncio.gather(pump, return_exceptions=True)
-            far_writer.transport.abort()
-
-    def close(self) -> None:
-        async def close() -> None:
-            self._server.close()
-            for line in list(self._lines):
-                line.transport.abort()
-            while self._lines:
-                await asyncio.sleep(0.01)
-
-        self._background.run(close())
-
-
-class Strace:
-    """Kills a gateway at its n-th write or fsync, counted from now."""
-
-    def __init__(self, pid: int, at: int) -> None:
-        calls = "pwrite64,fdatasync,fsync"
-        self._process = subprocess.Popen(
-            [
-                *("strace", "-f", "-q", "-o", "/dev/null", "-p", str(pid)),
-                *("-e", f"trace={calls}", "-e", f"inject={calls}:signal=SIGKILL:when={at}"),
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        status = Path(f"/proc/{pid}/status")
-        end_s = time.monotonic() + 10
-        while "TracerPid:\t0" in status.read_text():
-            assert time.monotonic() < end_s and self._process.poll() is None, "strace cannot attach"
-            time.sleep(0.01)
-
-    def end(self) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-        self._process.wait(10)
-
-
-@dataclass(frozen=True, slots=True)
-class Paying:
-    """A request that pays, as bytes that can be sent any number of times."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: bytes | None
-
-    async def send(self, gateway: Gateway) -> httpx.Response:
-        async with gateway.client() as http:
-            return await http.request(
-                self.method, self.path, headers=self.headers, content=self.body
-            )
-
-
-Flow = Callable[[Gateway, Wallet], Awaitable[Paying]]
-
-
-async def purchase(gateway: Gateway, wallet: Wallet) -> Paying:
-    """A pack, over x402 (EIP-3009)."""
-    async with gateway.client() as http:
-        offer = offers(await http.post(PURCHASE, content=BODY))[0]
-    return Paying("POST", PURCHASE, {"PAYMENT-SIGNATURE": wallet.pay(offer)}, BODY)
-
-
-async def call(gateway: Gateway, wallet: Wallet) -> Paying:
-    """A call that is paid for with it: what it leaves stays as credits."""
-    path = f"/v1/{secrets.token_hex(8)}"
-    async with gateway.client() as http:
-        offer = offers(await http.get(path))[0]
-    return Paying("GET", path, {"PAYMENT-SIGNATURE": wallet.pay(offer)}, None)
-
-
-FLOWS: dict[str, Flow] = {"purchase": purchase, "call": call}
+MOST_POINTS = 600  # of one line
+# What goes on in the background is not the same in every run: a point may lie behind the end of
+# this one and before that of the next.
+MISSES = 3
 
 
 @dataclass(slots=True)
 class Swept:
-    """What a sweep found. ``faults`` must be empty."""
+    """What a sweep of one flow on one database found."""
 
-    name: str
-    kills: int = 0
-    recovery_s: list[float] = field(default_factory=list)
+    flow: str
+    database: str
+    counted: dict[str, int] = field(default_factory=dict)  # messages, by line
+    kills: Counter[str] = field(default_factory=Counter)  # by line
+    kinds: set[tuple[str, str, str]] = field(default_factory=set)  # line, side, what it said
+    passed_by: int = 0  # points the flow ended before
+    converged_s: list[float] = field(default_factory=list)
+    lost: int = 0
+    duplicated: int = 0
     faults: list[str] = field(default_factory=list)
 
-    def line(self) -> str:
-        slow = sorted(self.recovery_s) or [0.0]
-        figures = {
-            "sweep": self.name,
-            "points": self.kills,
-            "recovery_p50_s": round(slow[len(slow) // 2], 1),
-            "recovery_p95_s": round(slow[min(int(len(slow) * 0.95), len(slow) - 1)], 1),
-            "recovery_max_s": round(slow[-1], 1),
+    def members(self) -> dict[str, Any]:
+        slow = sorted(self.converged_s) or [0.0]
+        return {
+            "flow": self.flow,
+            "database": self.database,
+            "messages": self.counted,
+            "kills": self.kills.total(),
+            "kills_by_line": dict(self.kills),
+            "kinds": len(self.kinds),
+            "passed_by": self.passed_by,
+            "lost": self.lost,
+            "duplicated": self.duplicated,
+            "p50_s": round(slow[len(slow) // 2], 1),
+            "p95_s": round(slow[min(int(len(slow) * 0.95), len(slow) - 1)], 1),
+            "max_s": round(slow[-1], 1),
             "faults": self.faults,
         }
-        return json.dumps(figures)
+
+    def note(self) -> None:
+        """Keep it for the summary of the run (``summary``)."""
+        with servers.locked("crash-sweep") as file, file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(self.members()) + "\n")
 
     def check(self) -> None:
-        """Say what was found; fail if it is not what was promised."""
-        sys.stderr.write(self.line() + "\n")
-        assert self.kills > 0
         assert self.faults == []
+        assert not self.lost and not self.duplicated
+        # The few points of the short form may all lie behind this very run's end.
+        assert self.kills.total() > (0 if self.counted else -self.passed_by)
 
 
-Arm = Callable[[Gateway, int], tuple[Callable[[], bool], Callable[[], None]]]
-"""Sets a gateway up to be killed at a point: gives whether it was, and what ends the set-up."""
+def summary(file: Path, write: Callable[[str], object]) -> None:
+    """Every sweep of a run on a line, their sums, and all of it once more as JSON.
 
-
-def tapped(tap: Tap, side: str) -> Arm:
-    """At a message of this line, on this side of it."""
-
-    def arm(gateway: Gateway, at: int) -> tuple[Callable[[], bool], Callable[[], None]]:
-        assert gateway.process is not None
-        process = gateway.process
-        tap.arm(at, side, lambda: process.signal(signal.SIGKILL))
-        return (lambda: tap.fired), tap.disarm
-
-    return arm
-
-
-def straced(gateway: Gateway, at: int) -> tuple[Callable[[], bool], Callable[[], None]]:
-    """At a system call that writes."""
-    assert gateway.process is not None
-    process = gateway.process
-    strace = Strace(process.pid, at)
-    return (lambda: not process.running), strace.end
-
-
-async def sweep(gateway: Gateway, flow: Flow, arm: Arm, found: Swept, every: int = 1) -> None:
-    """Walk through the points of a flow, each ``every``-th, until one lies behind its end.
-
-    ``gateway`` runs, and runs at the end.
+    Also into the file that CRASH_SWEEP_JSON names.
     """
-    for point in range(1, MOST_POINTS + 1, every):
-        wallet = await asyncio.to_thread(new_wallet, gateway.net)
-        paying = await flow(gateway, wallet)
-        killed, end = await asyncio.to_thread(arm, gateway, point)
-        try:
-            with contextlib.suppress(httpx.TransportError):
-                await paying.send(gateway)
-        finally:
-            await asyncio.to_thread(end)
-        if not killed():
-            return
-        assert gateway.process is not None
-        await asyncio.to_thread(gateway.process.wait_end, 10)
-        found.kills += 1
-        await _recover(gateway, wallet, paying, found, f"{found.name} at {point}")
-    raise AssertionError(f"a flow of more than {MOST_POINTS} points")
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows.sort(key=lambda row: (row["flow"], row["database"]))
+    shown = "{flow:<30} {database:<9} {kills:>5} {kinds:>5} {lost:>4} {duplicated:>10}"
+    shown += " {p50_s:>6} {p95_s:>6} {max_s:>6}  {kills_by_line}"
+    names = ("flow", "database", "kills", "kinds", "lost", "duplicated", "p50_s", "p95_s", "max_s")
+    write(shown.format(**{name: name for name in names}, kills_by_line="kills by line"))
+    for row in rows:
+        write(shown.format(**row))
+    total = {name: sum(row[name] for row in rows) for name in ("kills", "lost", "duplicated")}
+    total["slowest_s"] = max(row["max_s"] for row in rows)
+    write(json.dumps({"crash_sweep": {**total, "flows": rows}}))
+    given = os.environ.get("CRASH_SWEEP_JSON")
+    if given:
+        Path(given).write_text(json.dumps({**total, "flows": rows}) + "\n", encoding="utf-8")
 
 
-async def _recover(
-    gateway: Gateway, wallet: Wallet, paying: Paying, found: Swept, where: str
+async def sweep(
+    site: Site, flow: Flow, lines: Mapping[str, Line], found: Swept, every: int = 1
 ) -> None:
-    """Start again; the payer asks until it is told. One payment is one mint."""
-    gateway.start()  # in this thread: a child is ended with the thread that made it
-    began_s = time.monotonic()
-    answer = await paying.send(gateway)
-    while answer.status_code != 200 and time.monotonic() < began_s + CONVERGE_S:
-        if code_of(answer) == "outcome_unknown":
-            break  # a call whose gateway died is not run again: its money is there as credits
-        if answer.status_code == 402 and "payment-required" in answer.headers:
-            break  # never: it would be told to pay again
+    """Kill a flow at each ``every``-th of its points. ``site.gateway`` runs, and runs at the end.
+
+    Each line is followed beyond what was counted, until nothing is there.
+    """
+    for _ in range(2):  # what a gateway asks in its first seconds is not part of the flow
+        await _run(site, flow, lines, None, found)
+    for line in lines.values():
+        for side in line.sides:
+            misses = 0
+            for at in range(1, MOST_POINTS + 1, every):
+                if at > found.counted[line.name] and misses >= MISSES:
+                    break
+                killed = await _run(site, flow, lines, Point(line.name, at, side), found)
+                misses = 0 if killed else misses + 1
+    found.faults += await asyncio.to_thread(_disagreement, site)
+
+
+async def some(
+    site: Site,
+    flow: Flow,
+    lines: Mapping[str, Line],
+    found: Swept,
+    points: Sequence[Point],
+) -> None:
+    """The short form: these points, as far as this run of the flow comes to them."""
+    for point in points:
+        await _run(site, flow, lines, point, found)
+    found.faults += await asyncio.to_thread(_disagreement, site)
+
+
+async def _run(
+    site: Site, flow: Flow, lines: Mapping[str, Line], point: Point | None, found: Swept
+) -> bool:
+    """Run a flow once, killed at a point or only counted. Whether it was killed."""
+    process = site.gateway.process
+    assert process is not None
+    attempt = await flow(site)
+    armed = [lines[point.line]] if point is not None else list(lines.values())
+    for line in armed:
+        await asyncio.to_thread(
+            line.arm, process, point.at if point else 0, point.side if point else ""
+        )
+    try:
+        stood = await _drive(site, attempt, CONVERGE_S)
+    except httpx.TransportError:
+        stood = "the connection was lost"  # by the kill, or else that is a fault
+    finally:
+        for line in armed:
+            await asyncio.to_thread(line.disarm)
+    killed = any(line.fired for line in armed)
+    label = f"{found.flow}, {found.database}: undisturbed"
+    if point is None or not killed:
+        found.passed_by += point is not None
+        if point is None:
+            found.counted = {line.name: line.passed for line in armed}
+        if not process.running:
+            raise AssertionError(f"it died by itself: {process.text[-2000:]}")
+    else:
+        line = lines[point.line]
+        label = (
+            f"{found.flow}, {found.database}: {point.side} {point.line} {point.at} ({line.last})"
+        )
+        found.kills[point.line] += 1
+        found.kinds.add((point.line, point.side, line.last))
+        await asyncio.to_thread(process.wait_end, 10)
+        began_s = time.monotonic()
+        # In this thread: a child is ended with the thread that made it.
+        began = site.gateway.spawn()
+        await asyncio.to_thread(began.wait_for, r'"ready": true')
+        stood = await _drive(site, attempt, CONVERGE_S)
+        found.converged_s.append(time.monotonic() - began_s)
+    await _judge(site, attempt, stood, label, found)
+    return killed
+
+
+async def _drive(site: Site, attempt: Attempt, most_s: float) -> str:
+    """Go on until it has ended, the gateway is dead or the time is over; what is missing then."""
+    end_s = time.monotonic() + most_s
+    assert site.gateway.process is not None
+    while True:
+        try:
+            left = await attempt.step()
+        except Wronged as error:
+            return str(error)
+        if not left or not site.gateway.process.running or time.monotonic() > end_s:
+            return left
         await asyncio.sleep(0.1)
-        answer = await paying.send(gateway)
-    found.recovery_s.append(time.monotonic() - began_s)
-    mints = [each[1] for each in gateway.transfers(wallet.address) if each[0] == "mint"]
-    moved = [int(each["data"], 16) for each in paid_by(gateway, wallet)]
-    told = answer.status_code == 200 or code_of(answer) == "outcome_unknown"
-    if not told or len(mints) != 1 or mints != moved:
-        found.faults.append(f"{where}: {answer.status_code} {answer.text[:200]}; {mints}, {moved}")
 
 
-def paid_by(gateway: Gateway, wallet: Wallet) -> list[dict[str, Any]]:
-    """What this wallet has moved to the gateway on chain."""
-    return [
-        each
-        for each in transfers_to(gateway.net, gateway.pay_to)
-        if each["topics"][1].endswith(wallet.address[2:])
-    ]
+async def _judge(site: Site, attempt: Attempt, stood: str, label: str, found: Swept) -> None:
+    """One transfer is one mint; what else the flow promises; the audits."""
+
+    def look() -> tuple[list[int], list[int], str, dict[str, Any]]:
+        entries = site.gateway.transfers(attempt.owner.address)
+        mints = [units for kind, units, _ in entries if kind == "mint"]
+        wrong = "" if stood else attempt.wrong()
+        return mints, site.moved(attempt.payer), wrong, site.gateway.broken()
+
+    mints, moved, wrong, broken = await asyncio.to_thread(look)
+    left = Counter(moved)
+    left.subtract(mints)
+    found.lost += sum(n for n in left.values() if n > 0)
+    found.duplicated += -sum(n for n in left.values() if n < 0)
+    if stood or wrong or mints != moved or broken:
+        found.faults.append(
+            f"{label}: {stood or 'ended'}; {wrong}; minted {mints}, moved {moved}; {broken}"
+        )
+
+
+def _disagreement(site: Site) -> Sequence[str]:
+    """What ``reconcile --once`` cannot explain, over all that was moved in this sweep."""
+    with ThreadPoolExecutor(1) as pool:  # it brings a loop of its own
+        compared = pool.submit(hands.reconcile, site.gateway.settings()).result()
+    odd = [d for each in compared for d in each["differences"] if not d["explained"]]
+    return [f"reconcile: {each}" for each in odd]

@@ -3,20 +3,17 @@ needs strace, and the right to trace."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.e2e import sweep as sweeps
-from tests.e2e.stage import Gateway
-from tests.e2e.sweep import FLOWS, Swept
+from tests.e2e.flows import FLOWS
+from tests.e2e.sweep import Swept
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = pytest.mark.timeout(14_400)
 
 
 @pytest.mark.parametrize("flow", FLOWS)
-async def test_killed_at_every_write(flow: str, launch: Callable[..., Gateway], every: int) -> None:
-    gateway = launch("sqlite")
-    found = Swept(f"{flow}, a write or fsync of SQLite")
-    await sweeps.sweep(gateway, FLOWS[flow], sweeps.straced, found, every)
+async def test_killed_at_every_write(flow: str, swept: Callable[..., Awaitable[Swept]]) -> None:
+    found = await swept(flow, "sqlite", disk=True)
     found.check()

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from anvil.devnet import Account, Devnet, Options, running
+from anvil.devnet import Account, Devnet
 from gateway import hands
 from tests.e2e.conftest import _in_front_of
 from tests.e2e.stage import Background, Gateway, new_account, transfers_to
@@ -23,12 +23,6 @@ from tests.fixtures_chain import FaultyNode
 
 Launch = Callable[..., Gateway]
 REFUND = "/farebox/v1/credits/refund"
-
-
-@pytest.fixture(scope="module")
-def shallow() -> Iterator[Devnet]:
-    with running(options=Options(slots_in_an_epoch=4)) as net:
-        yield net
 
 
 @pytest.fixture
