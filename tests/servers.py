@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import fcntl
 import importlib.util
+import itertools
 import json
 import os
 import pwd
@@ -40,6 +41,8 @@ from tests.keeper import die_with_parent
 
 T = TypeVar("T")
 START_TIMEOUT_S = 30
+PORTS = range(12_000, 32_000)  # Linux hands out 32768 and above by itself, others 49152
+_ports = itertools.count(secrets.randbelow(len(PORTS)))
 RUN_PREFIX = "farebox-tests-"  # and the id of the run's process
 _keepers: list[subprocess.Popen[bytes]] = []  # one a server; dropped, Python would complain
 
@@ -120,11 +123,21 @@ def shared(name: str, start: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """A port of the loopback address that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback address that nobody has, for a server that is started later.
+
+    The system gives the ports of its own range to whoever asks for any, outgoing connections
+    included, so it would not be free for long there: this is one below them. Each process begins
+    somewhere else and gives none twice.
+    """
+    for at in _ports:
+        port = PORTS[at % len(PORTS)]
+        with socket.socket() as probe:
+            # As servers do: a connection that has just ended is no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise AssertionError("unreachable")
 
 
 def until(
@@ -142,6 +155,18 @@ def until(
         if time.monotonic() > end or not still():
             raise TimeoutError(f"waited in vain ({timeout_s} s at most) for {what}")
         time.sleep(0.01)
+
+
+async def eventually(
+    condition: Callable[[], T], what: str = "the condition", timeout_s: float = 60
+) -> T:
+    """``until`` on a loop. The bound is there to end a test that has failed: it is far longer
+    than anything takes, on however busy a machine."""
+    end = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        await asyncio.sleep(0.005)
+    return value
 
 
 def port_open(port: int, host: str = "127.0.0.1") -> bool:
@@ -498,13 +523,13 @@ class Process:
         self.signal(signal.SIGKILL)
         self.popen.wait(10)
 
-    def stop(self, timeout_s: float = 20) -> int:
+    def stop(self, timeout_s: float = 20, *, children_s: float = 20) -> int:
         """SIGTERM; its exit code. Fails if it or a child of it lives on."""
         if self.running:
             self.popen.send_signal(signal.SIGTERM)
         try:
             code = self.popen.wait(timeout_s)
-            until(lambda: not self._group_lives(), 5, "its children to end")
+            until(lambda: not self._group_lives(), children_s, "its children to end")
         except (subprocess.TimeoutExpired, TimeoutError):
             self.kill()
             raise AssertionError(

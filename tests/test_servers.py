@@ -78,7 +78,7 @@ def test_a_child_that_is_left_behind_is_told(run: Callable[..., Process]) -> Non
     process = run("python", "-c", f"{program}; print('ready')")
     assert process.wait_end() == 0
     with pytest.raises(AssertionError, match="lived on"):
-        process.stop()
+        process.stop(children_s=0.2)
 
 
 def test_a_kept_server_ends_with_the_run(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import asyncio
 import importlib.util
 import select
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import h11
 from uvicorn.config import Config
@@ -225,7 +225,39 @@ class _TargetKeeper(h11.Connection):
         return event
 
 
-class RawH11(H11Protocol):
+class Kept(asyncio.Protocol):
+    """What both protocols add to uvicorn's: stands before it among the bases."""
+
+    loop: Any
+    transport: Any
+    flow: Any
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.head = Head(self)
+        self.stall = Stall(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.flow = Flow(self.transport, self.loop)
+        self.head.begin()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.head.watch.end()
+        self.stall.end()
+        self.flow.end()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.stall.begin()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.stall.over()
+
+
+class RawH11(Kept, H11Protocol):
     """uvicorn's protocol on h11, which itself bounds the size of an unfinished head."""
 
     def __init__(
@@ -236,30 +268,9 @@ class RawH11(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.head = Head(self)
-        self.stall = Stall(self)
         keeper = _TargetKeeper(h11.SERVER, config.h11_max_incomplete_event_size or HEAD_BYTES)
         keeper.owner = self
         self.conn = keeper
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast(asyncio.Transport, transport))
-        self.flow = Flow(self.transport, self.loop)
-        self.head.begin()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.head.watch.end()
-        self.stall.end()
-        cast(Flow, self.flow).end()
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self.stall.begin()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self.stall.over()
 
 
 def protocol(name: str = "auto") -> type[asyncio.Protocol]:

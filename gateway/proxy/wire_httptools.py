@@ -36,7 +36,7 @@ from uvicorn.server import ServerState
 
 from gateway.fields import EXCHANGE, Fields
 from gateway.proxy.target import RAW_TARGET
-from gateway.proxy.wire import HEAD_BYTES, Flow, Head, Stall
+from gateway.proxy.wire import HEAD_BYTES, Kept
 
 LINGER_S: Final = 10
 
@@ -93,7 +93,7 @@ class _Line:
         self.close = owner.end_after_answer
 
 
-class RawHttpTools(HttpToolsProtocol):
+class RawHttpTools(Kept, HttpToolsProtocol):
     """uvicorn's protocol on httptools (llhttp), the one used in production."""
 
     def __init__(
@@ -104,8 +104,6 @@ class RawHttpTools(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.head = Head(self)
-        self.stall = Stall(self)
         self.running: Exchange | None = None  # the others wait in the pipeline
         self.in_body = False  # between the end of a head and the end of its request
         self.body_came = False
@@ -114,28 +112,15 @@ class RawHttpTools(HttpToolsProtocol):
         self.deaf = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast(asyncio.Transport, transport))
-        self.flow = Flow(self.transport, self.loop)
+        super().connection_made(transport)
         self.line = cast(asyncio.Transport, _Line(self, self.transport))
-        self.head.begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.head.watch.end()
-        self.stall.end()
-        cast(Flow, self.flow).end()
         running = self.running
         if running is not None and not running.response_complete:
             running.disconnected = True
             running.message_event.set()
         super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self.stall.begin()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self.stall.over()
 
     def data_received(self, data: bytes) -> None:
         if self.deaf:

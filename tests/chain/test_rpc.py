@@ -82,7 +82,7 @@ async def test_a_read_moves_on_to_the_next_url(
 ) -> None:
     faulty_node.fault("eth_getBalance", kind, value)
     asked = [chain_net.settler.address, "latest"]
-    two = Rpc(NETWORK, [faulty_node.url, chain_net.rpc_url], timeout_s=2)
+    two = Rpc(NETWORK, [faulty_node.url, chain_net.rpc_url], timeout_s=6)
     one = Rpc(NETWORK, [faulty_node.url], timeout_s=1)
     try:
         assert await two.call("eth_getBalance", asked) == hex(10_000 * 10**18)
@@ -150,7 +150,8 @@ async def test_a_send_whose_answer_is_lost_is_unknown_and_not_sent_again(
     other = FaultyNode(chain_net)
     await other.start()
     faulty_node.fault("eth_sendRawTransaction", kind, value)
-    client = Rpc(NETWORK, [faulty_node.url, other.url], timeout_s=1)
+    # What hangs is waited for, and the question for the chain's id must be over before.
+    client = Rpc(NETWORK, [faulty_node.url, other.url], timeout_s=4 if kind == "hang" else 20)
     try:
         with pytest.raises(Unknown) as error:
             await client.send_raw(prepared.raw)

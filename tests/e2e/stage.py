@@ -330,7 +330,7 @@ routes = {self.routes}
         count: str = self.net.rpc("eth_getTransactionCount", self.settler.address, "pending")
         return int(count, 16)
 
-    def wait(self, condition: Callable[[], T], what: str, timeout_s: float = 30) -> T:
+    def wait(self, condition: Callable[[], T], what: str, timeout_s: float = 60) -> T:
         """Poll until it is true, while the gateway lives."""
         process = self.process
         assert process is not None

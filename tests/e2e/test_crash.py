@@ -27,6 +27,7 @@ from tests.e2e.stage import (
 )
 from tests.e2e.wallet import Wallet, buy, decode, new_wallet, offers, outcome, problem
 from tests.fixtures_chain import NETWORK, USDC, FaultyNode, typed_data
+from tests.servers import eventually
 from wallet_auth.keys import address_word
 
 Launch = Callable[..., Gateway]
@@ -86,12 +87,12 @@ async def test_killed_between_the_claim_and_the_mint(
         header = {w.address: wallet_header(w, offer) for w in (sent, claimed)}
         faulty.fault("eth_getTransactionReceipt", "hang")
         first = asyncio.create_task(pay(http, header[sent.address]))
-        await until(lambda: "eth_getTransactionReceipt" in faulty.asked)
+        await eventually(lambda: "eth_getTransactionReceipt" in faulty.asked)
         assert len(transfers_to(gateway.net, gateway.pay_to)) == 1  # on chain already
         faulty.fault("eth_sendRawTransaction", "hang")
         count = faulty.asked.count("eth_sendRawTransaction")
         second = asyncio.create_task(pay(http, header[claimed.address]))
-        await until(lambda: faulty.asked.count("eth_sendRawTransaction") > count)
+        await eventually(lambda: faulty.asked.count("eth_sendRawTransaction") > count)
         gateway.kill()
         for task in (first, second):
             with pytest.raises(httpx.TransportError):
@@ -126,13 +127,6 @@ async def pay(http: httpx.AsyncClient, header: str) -> httpx.Response:
     return await http.post(PURCHASE, content=BODY, headers={"PAYMENT-SIGNATURE": header})
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        await asyncio.sleep(0.02)
-
-
 async def test_a_call_paid_before_the_crash_is_run_after_it(
     launch: Launch, faulty: FaultyNode, api: Api, wallet: Wallet, cheap: str
 ) -> None:
@@ -142,7 +136,7 @@ async def test_a_call_paid_before_the_crash_is_run_after_it(
         header = {"PAYMENT-SIGNATURE": wallet.pay(offers(await http.get(cheap))[0])}
         faulty.fault("eth_getTransactionReceipt", "hang")
         paying = asyncio.create_task(http.get(cheap, headers=header))
-        await until(lambda: "eth_getTransactionReceipt" in faulty.asked)
+        await eventually(lambda: "eth_getTransactionReceipt" in faulty.asked)
         gateway.kill()
         with pytest.raises(httpx.TransportError):
             await paying
@@ -172,7 +166,7 @@ async def test_killed_during_a_call(
         await buy(http, wallet)
         headers = wallet.sign("GET", gateway.url + target)
         calling = asyncio.create_task(http.get(target, headers=headers))
-        await until(lambda: gate.arrived == 1)
+        await eventually(lambda: gate.arrived == 1)
         assert gateway.balance(wallet.address) == (1_000_000 - PRICE_UNITS, PRICE_UNITS)
         gateway.kill()
         with pytest.raises(httpx.TransportError):
@@ -207,7 +201,7 @@ async def test_a_call_longer_than_its_lease_is_not_interrupted(
         await buy(http, wallet)
         headers = wallet.sign("GET", gateway.url + target)
         calling = asyncio.create_task(http.get(target, headers=headers))
-        await until(lambda: gate.arrived == 1)
+        await eventually(lambda: gate.arrived == 1)
         # Long enough for the sweeper to have voided it: its lease, its margin and two rounds.
         await asyncio.sleep(5.5)
         gate.open()

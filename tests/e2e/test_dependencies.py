@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
@@ -17,6 +17,7 @@ from tests import servers
 from tests.e2e.stage import PRICE_UNITS, Api, Background, Gateway
 from tests.e2e.wallet import Wallet, buy, code_of, offers, problem
 from tests.fixtures_chain import FaultyNode
+from tests.servers import eventually
 
 Launch = Callable[..., Gateway]
 PURCHASE = "/farebox/v1/credits/purchase"
@@ -27,14 +28,26 @@ async def until_ready_is(
     http: httpx.AsyncClient, status: int, chain: str | None = None
 ) -> httpx.Response:
     """Its answer is kept for a second. ``chain`` is what it says of the chain."""
-    for _ in range(50):
-        ready = await http.get("/readyz")
+
+    def so(ready: httpx.Response) -> bool:
         said = ready.json()["checks"]["eip155:84532"]
-        if ready.status_code == status and chain in (None, said):
-            break
-        await asyncio.sleep(0.1)
-    assert ready.status_code == status and chain in (None, said), ready.text
-    return ready
+        return ready.status_code == status and chain in (None, said)
+
+    return await until_answered(lambda: http.get("/readyz"), so)
+
+
+async def until_answered(
+    ask: Callable[[], Awaitable[httpx.Response]], so: Callable[[httpx.Response], bool]
+) -> httpx.Response:
+    """The first answer that is so; it is asked for again until then."""
+    async with asyncio.timeout(60):
+        while not so(answer := await ask()):
+            await asyncio.sleep(0.1)
+    return answer
+
+
+def not_503(answer: httpx.Response) -> bool:
+    return answer.status_code != 503
 
 
 class Wire:
@@ -145,11 +158,7 @@ async def test_postgres_goes_away_and_comes_back(
             assert gateway.sent() == sent
             wire.mend()
             signed = wallet.sign("GET", url)
-            for _ in range(100):
-                answer = await http.get(target, headers=signed)
-                if answer.status_code != 503:
-                    break
-                await asyncio.sleep(0.1)
+            answer = await until_answered(lambda: http.get(target, headers=signed), not_503)
             assert answer.status_code == 200, answer.text
             await until_ready_is(http, 200)
         assert api.calls(target) == 1
@@ -176,10 +185,7 @@ async def test_the_database_goes_away_during_a_call(
             await buy(http, wallet)
             signed = wallet.sign("GET", gateway.url + target)
             calling = asyncio.create_task(http.get(target, headers=signed))
-            for _ in range(500):
-                if gate.arrived:
-                    break
-                await asyncio.sleep(0.02)
+            await eventually(lambda: gate.arrived == 1, "the call")
             wire.cut()
             gate.open()
             answer = await calling
@@ -228,11 +234,7 @@ async def test_the_answer_to_commit_is_lost(  # noqa: PLR0917  (fixtures)
             assert api.calls(target) == 0
             assert gateway.sent() == sent
             wire.mend()
-            for _ in range(100):
-                answer = await http.send(request)
-                if answer.status_code != 503:
-                    break
-                await asyncio.sleep(0.1)
+            answer = await until_answered(lambda: http.send(request), not_503)
             expected = "request_in_progress" if what == "hold" else "settlement_pending"
             told = problem(answer, expected)
             assert "payment-required" not in answer.headers, told
@@ -240,11 +242,10 @@ async def test_the_answer_to_commit_is_lost(  # noqa: PLR0917  (fixtures)
         gateway.server |= {"work": True, "sweep_s": 1}
         gateway.start()
         async with gateway.client() as http:
-            for _ in range(200):
-                answer = await http.send(request)
-                if code_of(answer) not in (expected, "dependency_unavailable"):
-                    break
-                await asyncio.sleep(0.2)
+            going_on = (expected, "dependency_unavailable")
+            answer = await until_answered(
+                lambda: http.send(request), lambda answer: code_of(answer) not in going_on
+            )
             if what == "hold":
                 problem(answer, "outcome_unknown")
             else:
@@ -308,11 +309,7 @@ async def test_the_chain_goes_away(
         assert (await http.get(target, headers=signed)).status_code == 200
         faulty.faults.clear()
         # What was refused for want of a chain may be sent again as it is.
-        for _ in range(50):
-            answer = await http.get(target, headers=header)
-            if answer.status_code != 503:
-                break
-            await asyncio.sleep(0.2)
+        answer = await until_answered(lambda: http.get(target, headers=header), not_503)
         assert answer.status_code == 200, answer.text
         await until_ready_is(http, 200, "ok")
     assert api.calls(target) == 2
@@ -331,11 +328,7 @@ async def test_it_starts_without_a_chain_and_sells_when_there_is_one(
         header = {"PAYMENT-SIGNATURE": wallet.pay(offer)}
         problem(await http.get(target, headers=header), "dependency_unavailable")
         faulty.faults.clear()
-        for _ in range(50):
-            answer = await http.get(target, headers=header)
-            if answer.status_code != 503:
-                break
-            await asyncio.sleep(0.2)
+        answer = await until_answered(lambda: http.get(target, headers=header), not_503)
         assert answer.status_code == 200, answer.text
 
 

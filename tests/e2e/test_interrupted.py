@@ -13,6 +13,7 @@ from tests.e2e.stage import PRICE_UNITS, Api, Gate, Gateway
 from tests.e2e.wallet import Wallet, buy, offers, problem
 from tests.gateway.proxy import misbehave
 from tests.gateway.proxy.misbehave import Writer
+from tests.servers import eventually
 
 Launch = Callable[..., Gateway]
 MINTED = 1_000_000
@@ -21,14 +22,6 @@ ROUTES = """[
   { match = "* /again/*", price = "$0.01", retry_safe = true },
   { match = "* /*", price = "$0.01" },
 ]"""
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    for _ in range(1_500):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"waited in vain for {what}")
 
 
 async def the_nth_answer(writer: Writer, gate: Gate) -> bool:
@@ -46,7 +39,7 @@ async def die_during(
     before = gate.arrived
     async with gateway.client() as http:
         asking = asyncio.create_task(http.get(target, headers=headers))
-        await until(lambda: gate.arrived == before + 1, "the call")
+        await eventually(lambda: gate.arrived == before + 1, "the call")
         gateway.kill()
         with pytest.raises(httpx.TransportError):
             await asking
@@ -115,8 +108,8 @@ async def test_repeats_on_two_nodes_start_it_once(launch: Launch, api: Api, wall
         asking = [
             asyncio.create_task((one, other)[n % 2].get(target, headers=headers)) for n in range(30)
         ]
-        await until(lambda: gate.arrived == 2, "the second run")
-        await until(lambda: sum(task.done() for task in asking) == 29, "the refusals")
+        await eventually(lambda: gate.arrived == 2, "the second run")
+        await eventually(lambda: sum(task.done() for task in asking) == 29, "the refusals")
         gate.open()
         answers = await asyncio.gather(*asking)
         (ran,) = [answer for answer in answers if answer.status_code == 200]

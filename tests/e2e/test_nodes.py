@@ -22,6 +22,7 @@ from gateway.app import BadToken
 from tests import servers
 from tests.e2e.stage import PRICE_UNITS, ROUTES, Api, Gateway, answer_when_open
 from tests.e2e.wallet import Wallet, buy, problem
+from tests.servers import eventually
 
 Launch = Callable[..., Gateway]
 
@@ -72,12 +73,6 @@ def pair(launch: Launch, url: str, **server: object) -> tuple[Gateway, Gateway]:
     return one, two
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def limited() -> str:
     return f"/limited/{os.urandom(8).hex()}"
 
@@ -109,7 +104,7 @@ async def test_one_request_a_hundred_times_at_once(
         asked = [
             asyncio.create_task((a, b)[i % 2].get(target, headers=headers)) for i in range(100)
         ]
-        await until(lambda: sum(task.done() for task in asked) == 99)
+        await eventually(lambda: sum(task.done() for task in asked) == 99)
         gate.open()
         answers = await asyncio.gather(*asked)
         for answer in answers:
@@ -214,7 +209,7 @@ async def test_redis_flushed_and_stopped_under_traffic(
             for _ in range(5):
                 await same_request_to_both()
                 same += 1
-            await until(lambda seen=seen: len(answers) >= seen + 20)
+            await eventually(lambda seen=seen: len(answers) >= seen + 20)
         stop.set()
         await asyncio.gather(*tasks)
     assert {answer.status_code for answer in answers} <= {200, 429}
@@ -303,14 +298,14 @@ async def test_a_worker_killed_under_traffic(
     ) as http:
         await buy(http, wallet, "5")
         tasks = [asyncio.create_task(traffic(http)) for _ in range(6)]
-        await until(lambda: len(answers) >= 20)
+        await eventually(lambda: len(answers) >= 20)
         victim = min(before)
         os.kill(victim, signal.SIGKILL)
         seen = len(answers)
-        await until(lambda: len(answers) >= seen + 20)  # the others go on
-        await until(lambda: len(workers_of(gateway) - {victim}) == 3)
+        await eventually(lambda: len(answers) >= seen + 20)  # the others go on
+        await eventually(lambda: len(workers_of(gateway) - {victim}) == 3)
         seen = len(answers)
-        await until(lambda: len(answers) >= seen + 20)
+        await eventually(lambda: len(answers) >= seen + 20)
         stop.set()
         await asyncio.gather(*tasks)
     assert workers_of(gateway) & before == before - {victim}
@@ -338,10 +333,10 @@ async def test_stopped_in_the_middle_of_calls(
         calls = [
             asyncio.create_task(http.get(path, headers=wallet.sign("GET", url))) for _ in range(12)
         ]
-        await until(lambda: gate.arrived == 12)
+        await eventually(lambda: gate.arrived == 12)
         assert gateway.process is not None
         gateway.process.popen.send_signal(signal.SIGTERM)
-        await until(lambda: not servers.port_open(gateway.port))
+        await eventually(lambda: not servers.port_open(gateway.port))
         gate.open()
         answers = await asyncio.gather(*calls)
     assert {answer.status_code for answer in answers} == {200}
@@ -354,8 +349,8 @@ async def test_without_their_parent_workers_leave(launch: Launch, redis_url: str
     assert gateway.process is not None
     os.kill(gateway.process.pid, signal.SIGKILL)  # it alone, not its group
     gateway.process.wait_end(10)
-    await until(lambda: not servers.port_open(gateway.port))
-    await until(lambda: not gateway.process._group_lives())
+    await eventually(lambda: not servers.port_open(gateway.port))
+    await eventually(lambda: not gateway.process._group_lives())
     assert "the parent process is gone" in gateway.log
 
 

@@ -19,10 +19,12 @@ MINTED = 1_000_000
 ROUTES = """[
   { match = "GET /status/*", price = "$0.01", failed_if = { status = ["3xx", 404] } },
   { match = "GET /slow/*", price = "$0.01", failed_if = { slower_than = "1s" } },
+  { match = "GET /soon/*", price = "$0.01", failed_if = { slower_than = "30s" } },
   { match = "GET /empty/*", price = "$0.01", failed_if = { empty = true } },
   { match = "GET /schema/*", price = "$0.01", failed_if = { answer_without = ["result.id"] } },
   { match = "GET /error/*", price = "$0.01", failed_if = { answer_with = ERRORS } },
-  { match = "GET /*", price = "$0.01", timeout_s = 1 },
+  { match = "GET /stall", price = "$0.01", timeout_s = 1 },
+  { match = "GET /*", price = "$0.01" },
 ]""".replace("ERRORS", '["error", { path = "state", equals = "failed" }]')
 
 
@@ -109,10 +111,10 @@ async def test_too_slow_is_delivered_and_not_charged(
 ) -> None:
     gateway = launch("sqlite", routes=ROUTES)
     api.behave("/slow/late", slowly(size))
-    api.behave("/slow/soon", says(b"x" * size))
+    api.behave("/soon/a", says(b"x" * size))
     async with gateway.client() as http:
         await buy(http, wallet)
-        for path in ("/slow/late", "/slow/soon"):
+        for path in ("/slow/late", "/soon/a"):
             answer = await http.get(path, headers=wallet.sign("GET", gateway.url + path))
             assert answer.content == b"x" * size
     assert gateway.transfers(wallet.address)[1:] == [

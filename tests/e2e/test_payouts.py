@@ -195,12 +195,7 @@ async def test_killed_anywhere_it_is_paid_once(  # noqa: PLR0917
             node.fault(lost, "lose")
         node.fault(stop_at, "hang")
         asking = asyncio.create_task(ask(gateway, http, payer, {"all": True}, nonce="once-only-1"))
-        for _ in range(200):
-            if _asked_by_refund(node, stop_at, gateway):
-                break
-            await asyncio.sleep(0.05)
-        else:
-            pytest.fail(f"{stop_at} was never asked")
+        gateway.wait(lambda: _asked_by_refund(node, stop_at, gateway), stop_at)
         gateway.kill()
         with pytest.raises(httpx.TransportError):
             await asking

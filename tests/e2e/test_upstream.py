@@ -7,29 +7,24 @@ import contextlib
 import json
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
+from gateway.proxy.streaming import NOT_READING_S
 from tests import servers
 from tests.e2e.stage import PRICE_UNITS, Api, Gate, Gateway, answer_when_open
 from tests.e2e.wallet import Wallet, buy, offers, outcome, problem
 from tests.gateway.proxy import misbehave
 from tests.gateway.proxy.misbehave import Writer
+from tests.servers import eventually
 
 Launch = Callable[..., Gateway]
 MINTED = 1_000_000
 LONG = 300_000
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    for _ in range(1_000):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"waited in vain for {what}")
 
 
 # --- not charged ----------------------------------------------------------------------------------
@@ -90,7 +85,7 @@ async def test_a_stream_that_takes_too_long_is_cut_and_not_charged(
                 async for piece in answer.aiter_raw():
                     got += piece
         assert set(got) == set(b"x")
-    await until(lambda: gateway.balance(wallet.address) == (MINTED, 0), "the void")
+    await eventually(lambda: gateway.balance(wallet.address) == (MINTED, 0), "the void")
     assert gateway.transfers(wallet.address)[1:] == [("void", 0, "upstream_timeout")]
 
 
@@ -264,7 +259,7 @@ async def test_a_long_answer_that_breaks_off_is_cut_and_not_charged(
             async with http.stream("GET", target, headers=headers) as answer:
                 async for _ in answer.aiter_raw():
                     gate.open()
-    await until(lambda: gateway.balance(wallet.address) == (MINTED, 0), "the void")
+    await eventually(lambda: gateway.balance(wallet.address) == (MINTED, 0), "the void")
     assert gateway.transfers(wallet.address)[1:] == [("void", 0, "upstream_error")]
 
 
@@ -298,10 +293,10 @@ async def test_the_caller_leaves_before_a_short_answer(
         headers = wallet.sign("GET", gateway.url + target)
         caller = Caller(gateway)
         caller.ask(target, headers)
-        await until(lambda: gate.arrived == 1, "the call")
+        await eventually(lambda: gate.arrived == 1, "the call")
         caller.leave()
         gate.open()
-        await until(lambda: gateway.balance(wallet.address) == (MINTED - PRICE_UNITS, 0), "it")
+        await eventually(lambda: gateway.balance(wallet.address) == (MINTED - PRICE_UNITS, 0), "it")
         again = await http.get(target, headers=headers)
     assert again.content == b"late but whole"
     assert again.headers["farebox-replayed"] == "true"
@@ -319,7 +314,7 @@ async def test_the_caller_leaves_in_the_middle_of_a_long_answer(
         assert caller.socket.recv(1_000).startswith(b"HTTP/1.1 200 ")
         caller.leave()
         gate.open()
-        await until(lambda: gateway.balance(wallet.address)[1] == 0, "the end of the hold")
+        await eventually(lambda: gateway.balance(wallet.address)[1] == 0, "the end of the hold")
     assert gateway.transfers(wallet.address)[1:] == [("capture", PRICE_UNITS, None)]
 
 
@@ -343,9 +338,9 @@ async def test_leaving_does_not_make_a_broken_answer_free(
         while got < LONG // 2:
             got += len(caller.socket.recv(65_536))
         caller.leave()
-        await until(lambda: not open_at(gateway, mine), "the gateway to notice")
+        await eventually(lambda: not open_at(gateway, mine), "the gateway to notice")
         gate.open()
-        await until(lambda: gateway.balance(wallet.address)[1] == 0, "the end of the hold")
+        await eventually(lambda: gateway.balance(wallet.address)[1] == 0, "the end of the hold")
     assert gateway.transfers(wallet.address)[1:] == [("capture", PRICE_UNITS, None)]
 
 
@@ -371,7 +366,7 @@ async def test_a_flood_that_nobody_reads(sqlite_gateway: Gateway, api: Api, wall
         assert gateway.memory_kib() < before + 32 * 1024
         assert gateway.balance(wallet.address)[1] == PRICE_UNITS
         caller.leave()
-        await until(lambda: gateway.balance(wallet.address)[1] == 0, "the end of the hold")
+        await eventually(lambda: gateway.balance(wallet.address)[1] == 0, "the end of the hold")
     assert gateway.memory_kib() < before + 32 * 1024
     assert gateway.transfers(wallet.address)[1:] == [("capture", PRICE_UNITS, None)]
 
@@ -380,30 +375,34 @@ async def test_reading_slowly_does_not_make_a_broken_answer_free(
     sqlite_gateway: Gateway, api: Api, wallet: Wallet, target: str
 ) -> None:
     """The caller takes the first part and then nothing, until the upstream gives up."""
+    stuck = threading.Event()
 
     async def gives_up(writer: Writer, gate: Gate) -> bool:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         piece = b"10000\r\n" + b"x" * 65536 + b"\r\n"
-        try:
-            async with asyncio.timeout(5):  # as servers do with clients that do not read
-                while True:
-                    writer.write(piece)
-                    await writer.drain()
-        except TimeoutError:
-            misbehave.reset(writer)
-        return False
+        while True:
+            writer.write(piece)
+            draining = asyncio.ensure_future(writer.drain())
+            done, _ = await asyncio.wait([draining], timeout=0.5)
+            if not done:  # nobody takes anything: all buffers on the way are full
+                stuck.set()
+                await gate.wait()
+                draining.cancel()
+                misbehave.reset(writer)
+                return False
 
     gate = api.behave(target, gives_up)
     async with sqlite_gateway.client() as http:
         await buy(http, wallet)
         caller = Caller(sqlite_gateway)
         caller.ask(target, wallet.sign("GET", sqlite_gateway.url + target))
-        await until(lambda: gate.arrived == 1, "the call")
-        await asyncio.sleep(6)  # the upstream gives up after five
+        await eventually(stuck.is_set, "a full pipe")
+        await asyncio.sleep(NOT_READING_S + 0.5)  # the slowness itself
+        gate.open()
         with contextlib.suppress(ConnectionError):
             while caller.socket.recv(1 << 20):
                 pass
-        await until(lambda: sqlite_gateway.balance(wallet.address)[1] == 0, "the end")
+        await eventually(lambda: sqlite_gateway.balance(wallet.address)[1] == 0, "the end")
         caller.leave()
     assert sqlite_gateway.transfers(wallet.address)[1:] == [("capture", PRICE_UNITS, None)]
 

@@ -17,6 +17,7 @@ import pytest
 from gateway import cache
 from gateway.cache import Cache, Counted
 from tests import servers
+from tests.servers import eventually
 
 WINDOW_MS = 60_000
 LONG_MS = 10_000  # a deadline that no healthy Redis misses, however busy the machine is
@@ -42,12 +43,6 @@ async def command(url: str, *words: Any) -> Any:
 async def total(found: Cache, key: str = "k", known: int = 0) -> int | None:
     counted = await found.count(key, WINDOW_MS, known)
     return None if counted is None else counted.total
-
-
-async def until(condition: Callable[[], Any], timeout_s: float = 20) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -206,7 +201,7 @@ async def test_one_that_hangs_is_not_waited_for(own: Own, caplog: pytest.LogCapt
         assert await asyncio.gather(*(total(found) for _ in range(100))) == [None] * 100
         assert found._late and not found.up
         assert (found.outages, len(warnings(caplog))) == (before + 1, 1)
-        await until(lambda: not found._late)  # the socket's own timeout
+        await eventually(lambda: not found._late)  # the socket's own timeout
         own.process.signal(signal.SIGCONT)
         async with asyncio.timeout(20):
             while await total(found) is None:
@@ -256,7 +251,7 @@ async def test_the_queue_is_bounded(own: Own) -> None:
         assert await total(found) == 1
         own.process.signal(signal.SIGSTOP)
         waiting = [asyncio.create_task(total(found)) for _ in range(cache.MAX_QUEUE)]
-        await until(lambda: len(found._queue) >= cache.MAX_QUEUE - cache.MAX_BATCH)
+        await eventually(lambda: len(found._queue) >= cache.MAX_QUEUE - cache.MAX_BATCH)
         more = [asyncio.create_task(total(found)) for _ in range(cache.MAX_BATCH + 1)]
         async with asyncio.timeout(20):
             done, _ = await asyncio.wait(more, return_when=asyncio.FIRST_COMPLETED)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
 from gateway import db_sqlite
 from gateway.db import CommitUnknown, Database
+from tests.gateway import lines
+from tests.gateway.lines import Ends, Line
+from tests.servers import eventually
 
 PUT = "INSERT INTO meta (key, value) VALUES ($1, $2)"
 
@@ -22,68 +23,44 @@ PUT = "INSERT INTO meta (key, value) VALUES ($1, $2)"
 ANSWER = b"C\0\0\0\x0bCOMMIT\0" + b"Z\0\0\0\x05I"
 
 
-class Cut:
-    """A line to PostgreSQL that breaks at a byte of the answer to COMMIT, or right after it.
+class Cut(Line):
+    """A line that breaks at a byte of the answer to COMMIT, or right after it.
 
     ``at`` None: it is whole until a COMMIT has been answered in full, and breaks when the client
     next sends something; ``silent``: says nothing then until ``over``.
     """
 
-    def __init__(self, target: tuple[str, int]) -> None:
-        self.target = target
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
         self.armed = False
         self.at: int | None = None
         self.silent = False
         self.cuts = 0
         self.over = asyncio.Event()
-        self.running: set[asyncio.Task[None]] = set()
 
-    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.running.add(asyncio.create_task(self._serve(reader, writer)))
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_connection(*self.target)
-        down = asyncio.create_task(_pump(up_reader, writer))
-        try:
-            while data := await reader.read(65_536):
-                up_writer.write(data)
-                if not (self.armed and b"COMMIT" in data):
-                    continue
-                down.cancel()
-                await asyncio.gather(down, return_exceptions=True)
-                assert await up_reader.readexactly(len(ANSWER)) == ANSWER
-                writer.write(ANSWER[: self.at])
-                await writer.drain()
-                # What the pool sends to reset.
-                reset = await reader.read(65_536) if self.at is None else b""
-                self.cuts += 1
-                if not self.silent:
-                    break
-                await self.over.wait()
-                up_writer.write(reset)
-                down = asyncio.create_task(_pump(up_reader, writer))
-        except ConnectionError:  # one of the two ends was killed
-            pass
-        finally:
-            down.cancel()
-            await asyncio.gather(down, return_exceptions=True)
-            for each in (writer, up_writer):
-                each.close()
-                with contextlib.suppress(ConnectionError):
-                    await each.wait_closed()
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65_536):
-        writer.write(data)
-    writer.close()  # the server has ended it
+    async def commit(self, ends: Ends, data: bytes) -> bool:
+        if not self.armed:
+            return False
+        ends.up_writer.write(data)
+        await ends.hold_back()
+        assert await ends.up_reader.readexactly(len(ANSWER)) == ANSWER
+        ends.writer.write(ANSWER[: self.at])
+        await ends.writer.drain()
+        # What the pool sends to reset.
+        reset = await ends.reader.read(65_536) if self.at is None else b""
+        self.cuts += 1
+        if self.silent:
+            await self.over.wait()
+            ends.up_writer.write(reset)
+            ends.go_on()
+        else:
+            ends.writer.close()
+        return True
 
 
 @pytest.fixture
 async def cut(postgres_url: str) -> AsyncIterator[Cut]:
-    parts = urlsplit(postgres_url)
-    assert parts.hostname is not None
-    line = Cut((parts.hostname, parts.port or 5432))
+    line = Cut(postgres_url)
     yield line
     line.over.set()
     await asyncio.gather(*line.running)
@@ -91,14 +68,8 @@ async def cut(postgres_url: str) -> AsyncIterator[Cut]:
 
 @pytest.fixture
 async def through(postgres_url: str, cut: Cut) -> AsyncIterator[Database]:
-    """The database as it is reached over the line."""
-    server = await asyncio.start_server(cut.accept, "127.0.0.1", 0)
-    parts = urlsplit(postgres_url)
-    where = f"{parts.username}@127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    db = await Database.connect(urlunsplit(parts._replace(netloc=where)), wait_s=2)
-    yield db
-    await db.close()
-    server.close()
+    async with lines.through(cut, postgres_url, wait_s=2) as db:
+        yield db
 
 
 async def value(db: Database, key: str) -> object:
@@ -150,9 +121,7 @@ async def test_a_cancelled_caller_leaves_what_was_committed_in_order(
     cut.silent = cut.armed = True
     done: list[str] = []
     task = asyncio.create_task(put(through, "a", done))
-    async with asyncio.timeout(20):
-        while not cut.cuts:
-            await asyncio.sleep(0.001)
+    await eventually(lambda: cut.cuts == 1, "the cut")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -168,10 +137,7 @@ async def test_a_failed_block_tells_its_own_error_when_the_line_breaks_after_it(
     with pytest.raises(KeyError, match="mine"):
         async with through.write() as tx:
             await tx.execute(PUT, "a", "1")
-            for task in cut.running:
-                task.cancel()
-            await asyncio.gather(*cut.running, return_exceptions=True)
-            cut.running.clear()
+            await cut.end()
             raise KeyError("mine")
     assert await value(through, "a") is None
 

@@ -13,8 +13,8 @@ import pytest
 from gateway import middleware
 from gateway.errors import CODES, NextAction, Problem
 from gateway.middleware import CallerGoneError, edge, log_id, read_body, stream_body
-from tests.gateway.proxy.misbehave import until
 from tests.gateway.proxy.serving import PARSERS, body_of, serving, status_of, talk
+from tests.servers import eventually
 
 GET = b"GET /a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 HEAD = GET.replace(b"GET", b"HEAD")
@@ -237,7 +237,7 @@ async def test_a_caller_that_hangs_up_is_not_answered_and_no_error(
         writer.write(_post(b"abc", b"Content-Length: 6"))
         await writer.drain()
         writer.close()
-        await until(lambda: bool(ended))
+        await eventually(lambda: bool(ended))
     assert ended == [CallerGoneError]
     assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
 

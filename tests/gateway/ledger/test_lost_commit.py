@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
-from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
 from gateway import db_postgres
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.ledger import Closed, Held, Outcome, Repeated, Step, Writer
+from tests.gateway import lines
 from tests.gateway.ledger.helpers import (
     capture,
     faults,
@@ -22,85 +21,48 @@ from tests.gateway.ledger.helpers import (
     run,
     scalar,
 )
+from tests.gateway.lines import Ends, Line
 
 
-class Line:
-    """A line to PostgreSQL on which a COMMIT is lost: on the way there, or its answer.
+class Losing(Line):
+    """A line on which a COMMIT is lost: on the way there, or its answer.
 
     ``server_side``: the server does not notice until it is set that its client is gone.
     ``close_then``: from then on nobody gets through, until ``closed`` is taken back.
     """
 
-    def __init__(self, target: tuple[str, int]) -> None:
-        self.target = target
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
         self.lose: str | None = None
         self.close_then = False
-        self.closed = False
         self.lost = 0
         self.server_side = asyncio.Event()
-        self.running: set[asyncio.Task[None]] = set()
 
-    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.running.add(asyncio.create_task(self._serve(reader, writer)))
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.closed:
-            writer.close()
-            return
-        up_reader, up_writer = await asyncio.open_connection(*self.target)
-        down = asyncio.create_task(_pump(up_reader, writer))
-        try:
-            while data := await reader.read(65_536):
-                if self.lose is not None and b"COMMIT" in data:
-                    down.cancel()
-                    await asyncio.gather(down, return_exceptions=True)
-                    if self.lose == "the answer":
-                        up_writer.write(data)
-                        await up_reader.readuntil(b"COMMIT")
-                    self.lose, self.lost, self.closed = None, self.lost + 1, self.close_then
-                    writer.close()
-                    await self.server_side.wait()
-                    return
-                up_writer.write(data)
-        except ConnectionError:
-            pass
-        finally:
-            down.cancel()
-            await asyncio.gather(down, return_exceptions=True)
-            for each in (writer, up_writer):
-                each.close()
-                with contextlib.suppress(ConnectionError):
-                    await each.wait_closed()
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65_536):
-        writer.write(data)
-    writer.close()
+    async def commit(self, ends: Ends, data: bytes) -> bool:
+        if self.lose is None:
+            return False
+        await ends.hold_back()
+        if self.lose == "the answer":
+            ends.up_writer.write(data)
+            await ends.up_reader.readuntil(b"COMMIT")
+        self.lose, self.lost, self.closed = None, self.lost + 1, self.close_then
+        ends.writer.close()
+        await self.server_side.wait()
+        return True
 
 
 @pytest.fixture
-async def line(postgres_url: str) -> AsyncIterator[Line]:
-    parts = urlsplit(postgres_url)
-    assert parts.hostname is not None
-    made = Line((parts.hostname, parts.port or 5432))
+async def line(postgres_url: str) -> AsyncIterator[Losing]:
+    made = Losing(postgres_url)
     made.server_side.set()
     yield made
-    made.server_side.set()
-    for task in made.running:
-        task.cancel()
-    await asyncio.gather(*made.running, return_exceptions=True)
+    await made.end()
 
 
 @pytest.fixture
-async def through(postgres_url: str, line: Line) -> AsyncIterator[Database]:
-    server = await asyncio.start_server(line.accept, "127.0.0.1", 0)
-    parts = urlsplit(postgres_url)
-    where = f"{parts.username}@127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    db = await Database.connect(urlunsplit(parts._replace(netloc=where)), wait_s=2)
-    yield db
-    await db.close()
-    server.close()
+async def through(postgres_url: str, line: Losing) -> AsyncIterator[Database]:
+    async with lines.through(line, postgres_url) as db:
+        yield db
 
 
 @pytest.fixture
@@ -115,7 +77,7 @@ async def ask(writer: Writer, *steps: Step) -> list[Outcome | BaseException]:
 
 
 async def test_a_commit_whose_answer_was_lost_is_told_as_it_is(
-    postgres: Database, line: Line, writer: Writer
+    postgres: Database, line: Losing, writer: Writer
 ) -> None:
     account = await open_account(postgres)
     await minted(postgres, mint(account, 10, "a"))
@@ -132,7 +94,7 @@ async def test_a_commit_whose_answer_was_lost_is_told_as_it_is(
 
 
 async def test_a_commit_that_was_lost_on_its_way_is_told_as_not_written(
-    postgres: Database, line: Line, writer: Writer
+    postgres: Database, line: Losing, writer: Writer
 ) -> None:
     account = await open_account(postgres)
     await minted(postgres, mint(account, 10, "a"))
@@ -147,7 +109,7 @@ async def test_a_commit_that_was_lost_on_its_way_is_told_as_not_written(
 
 
 async def test_a_transaction_that_the_server_still_has_open_is_waited_for(
-    postgres: Database, line: Line, writer: Writer
+    postgres: Database, line: Losing, writer: Writer
 ) -> None:
     """A look for the row would say that it is not there, while it may still be committed."""
     account = await open_account(postgres)
@@ -172,7 +134,7 @@ async def test_a_transaction_that_the_server_still_has_open_is_waited_for(
 @pytest.mark.parametrize("lose", ["the answer", "the question"])
 async def test_what_cannot_be_asked_stays_unknown(
     postgres: Database,
-    line: Line,
+    line: Losing,
     writer: Writer,
     monkeypatch: pytest.MonkeyPatch,
     lose: str,
@@ -193,7 +155,7 @@ async def test_what_cannot_be_asked_stays_unknown(
 
 
 async def test_others_that_apply_steps_are_told_too(
-    postgres: Database, line: Line, through: Database
+    postgres: Database, line: Losing, through: Database
 ) -> None:
     account = await open_account(postgres)
     line.lose = "the answer"

@@ -419,9 +419,7 @@ async def test_a_node_that_stalls_before_the_claim_leaves_nothing_behind(
     assert [await faulty.row(job) for job in jobs] == [None] * 3
     assert "eth_sendRawTransaction" not in faulty_node.asked
     faulty_node.faults.clear()
-    for endpoint in faulty.rpc.endpoints:
-        endpoint.answered()
-    for each in await settled(faulty, *jobs):
+    for each in await settled(faulty.patient(), *jobs):
         tx_of(each)
 
 
@@ -431,6 +429,8 @@ async def test_a_node_that_stalls_after_the_claim_is_waited_out(
     faulty: Desk, faulty_node: FaultyNode, method: str, kind: str
 ) -> None:
     """Pending, never refused; the very bytes that were stored are all that is ever sent."""
+    # What hangs is waited for, and what comes before the claim must not be refused.
+    faulty.rpc.timeout_ms = 3_000 if kind == "hang" else 20_000
     jobs = [faulty.job(payer) for payer in faulty.net.accounts[:3]]
     faulty_node.fault(method, kind)
     outcomes = await settled(faulty, *jobs)
@@ -438,8 +438,7 @@ async def test_a_node_that_stalls_after_the_claim_is_waited_out(
         assert isinstance(each, Handed)
         assert method == "eth_sendRawTransaction" or each.receipt is None
     faulty_node.faults.clear()
-    for endpoint in faulty.rpc.endpoints:
-        endpoint.answered()
+    faulty.patient()
     for job in jobs:
         assert await ended(faulty, job) == "succeeded"
         assert len(await faulty.sent_for(job)) == 1

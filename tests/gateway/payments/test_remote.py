@@ -27,6 +27,7 @@ from gateway.payments.lane import Job
 from tests.e2e.wallet import Wallet, new_wallet, offers, outcome
 from tests.fixtures_chain import NETWORK, USDC
 from tests.gateway.payments.parts import PAY_TO, settings_for
+from tests.servers import eventually
 
 KEY = "what-the-facilitator-wants"
 BUY = b'{"amount_usd": "1"}'
@@ -327,9 +328,7 @@ async def test_we_die_while_it_is_asked(
     async with opened(chain_net, db_url, theirs) as shop:
         header = await shop.signed(wallet)
         buying = asyncio.create_task(shop.buy(wallet, header))
-        async with asyncio.timeout(10):
-            while not theirs.asked:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: bool(theirs.asked), "the question")
         buying.cancel()
         await asyncio.wait([buying])
         await shop.finished()
@@ -347,9 +346,7 @@ async def test_two_who_find_it_sign_for_it_once(
     wallet = new_wallet(chain_net)
     async with opened(chain_net, sqlite_url, theirs) as shop:
         buying = asyncio.create_task(shop.buy(wallet))
-        async with asyncio.timeout(10):
-            while not theirs.asked:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: bool(theirs.asked), "the question")
         buying.cancel()
         await asyncio.wait([buying])
         async with shop.node.db.read() as tx:

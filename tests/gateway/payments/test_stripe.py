@@ -86,6 +86,8 @@ async def test_after_a_timeout_the_same_call_finds_the_session(stripes: Stripes)
         await cards.create_checkout(client, **wanted)
     stripes.tell("release")
     assert stripes.ask("state")["checkout.session"] == 1
+    await cards.close(client)
+    client = cards.connect(KEY, api_base=stripes.url, retries=0)
     found = await cards.create_checkout(client, **wanted)
     assert stripes.ask("state")["checkout.session"] == 1
     assert (await cards.read_session(client, found.session_id)) == ()

@@ -287,12 +287,3 @@ async def misbehaving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Upstre
         await asyncio.sleep(0)
     if up.faults:
         raise ExceptionGroup("an upstream's behaviour failed", up.faults)
-
-
-async def until(condition: Callable[[], bool], *, tries: int = 2_000) -> None:
-    """Poll a condition with a bound."""
-    for _ in range(tries):
-        if condition():
-            return
-        await asyncio.sleep(0.002)
-    raise AssertionError("the condition did not come true")

@@ -14,7 +14,8 @@ from gateway.proxy import connection as connection_module
 from gateway.proxy.client import Origin, UpstreamClient, parse_origin
 from gateway.proxy.upstream import Timeouts
 from tests.gateway.proxy.calls import calling, pieces, whole
-from tests.gateway.proxy.misbehave import Upstream, until
+from tests.gateway.proxy.misbehave import Upstream
+from tests.servers import eventually
 
 
 async def test_connections_are_used_again(up: Upstream, client: UpstreamClient) -> None:
@@ -54,7 +55,7 @@ async def test_an_unread_but_whole_answer_keeps_its_connection(
     """Reading was paused because nobody took the body; the next exchange must not stay paused."""
     monkeypatch.setattr(connection_module, "HIGH_WATER_BYTES", 10)
     async with calling(client, up, b"/echo") as answer:
-        await until(lambda: answer.complete)
+        await eventually(lambda: answer.complete)
         assert answer._connection._paused
     async with calling(client, up, b"/echo") as answer:
         assert (await whole(answer)).startswith(b"GET /echo")
@@ -69,7 +70,7 @@ async def test_a_connection_that_was_closed_meanwhile_is_not_used(
         async with calling(client, up, b"/close-after") as answer:
             await whole(answer)
         if i % 2:
-            await until(lambda: up.open_connections == 0)
+            await eventually(lambda: up.open_connections == 0)
     assert up.count(b"/close-after") == 20
 
 
@@ -98,7 +99,7 @@ async def test_old_connections_are_not_used(
     await call()  # one is idle, and too old
     assert up.connections == 2
     # Every return drops those that have grown old, so that they do not stay for ever.
-    await until(lambda: up.open_connections == 0)
+    await eventually(lambda: up.open_connections == 0)
 
 
 async def test_the_number_of_connections_is_bounded(
@@ -129,7 +130,7 @@ async def test_cancelling_a_call_frees_its_place(
 
     for body in (None, pieces(b"x")):
         task = asyncio.create_task(call(body))
-        await until(lambda: up.count(b"/stall") > 0)
+        await eventually(lambda: up.count(b"/stall") > 0)
         up.requests.clear()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -143,7 +144,7 @@ async def test_a_closed_client_makes_no_connections(up: Upstream, client: Upstre
     async with calling(client, up, b"/echo") as answer:
         await whole(answer)
     await client.close()
-    await until(lambda: up.open_connections == 0)
+    await eventually(lambda: up.open_connections == 0)
     with pytest.raises(Problem):
         async with calling(client, up, b"/echo"):
             pytest.fail("a closed client called")

@@ -12,9 +12,10 @@ from gateway.fields import EXCHANGE
 from gateway.proxy import streaming, wire, wire_httptools
 from tests.gateway.payments.parts import PAY_TO
 from tests.gateway.proxy import misbehave
-from tests.gateway.proxy.misbehave import Request, Upstream, Writer, until
+from tests.gateway.proxy.misbehave import Request, Upstream, Writer
 from tests.gateway.proxy.serving import PARSERS, body_of, serving, status_of
 from tests.gateway.proxy.whole import CREDITS_UNITS, EVENTS, PRICE_UNITS, until_cut, whole
+from tests.servers import eventually
 
 EVENT = b"9\r\ndata: 1\n\n\r\n"
 PATIENCE_S = 20  # for what takes no time at all
@@ -68,9 +69,9 @@ async def test_who_leaves_behind_a_body_that_nobody_takes_has_left(
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         head = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n"
         writer.write(head + b"x" * 150_000)
-        await until(lambda: bool(exchanges) and exchanges[0].flow.read_paused)
+        await eventually(lambda: bool(exchanges) and exchanges[0].flow.read_paused)
         writer.close()
-        await until(lambda: exchanges[0].disconnected)
+        await eventually(lambda: exchanges[0].disconnected)
         over.set()
 
 
@@ -93,7 +94,7 @@ async def test_who_sends_more_than_is_wanted_now_has_not_left(
     async with serving(app, parser) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET + GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        await until(lambda: len(looks) > 3)
+        await eventually(lambda: len(looks) > 3)
         waited.set()
         answers = await within(reader.read())
         writer.close()
@@ -235,7 +236,7 @@ async def test_a_stream_that_ends_in_time_is_heard_out(
         async with shop.caller() as (reader, writer):
             writer.write(request)
             await within(reader.readuntil(b"data: 1\n\n"))
-        await until(lambda: bool(hurried))  # it is known that nobody is there
+        await eventually(lambda: bool(hurried))  # it is known that nobody is there
         go_on.set()
         await within(_empty(shop.node.in_flight))
         async with shop.caller() as (reader, writer):

@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.gateway.proxy.misbehave import BEHAVIOURS, Writer, closed, misbehaving, until
+from tests.gateway.proxy.misbehave import BEHAVIOURS, Writer, closed, misbehaving
+from tests.servers import eventually
 
 
 @asynccontextmanager
@@ -52,7 +53,7 @@ async def test_who_hung_up_is_seen_after_the_loop_saw_it(how: str) -> None:
     async with pair() as (caller, writer):
         hang_up(caller, how)
         if how == "RST":
-            await until(lambda: writer.get_extra_info("socket").fileno() == -1)
+            await eventually(lambda: writer.get_extra_info("socket").fileno() == -1)
         else:
             await asyncio.sleep(0)
         assert closed(writer)

@@ -19,10 +19,11 @@ from gateway.proxy import cors, target
 from gateway.proxy.headers import request_headers, response_headers
 from gateway.proxy.routes_table import MethodNotAllowed, Route, compile_routes, upstream_target
 from gateway.proxy.upstream import Timeouts, UpstreamClient, open_upstream, parse_origin
-from tests.gateway.proxy.misbehave import Upstream, misbehaving, until
+from tests.gateway.proxy.misbehave import Upstream, misbehaving
 from tests.gateway.proxy.serving import PARSERS, body_of, serving, status_of, talk
 from tests.gateway.proxy.test_routes_table import upstream
 from tests.gateway.proxy.test_target import ACCEPTED, REFUSED
+from tests.servers import eventually
 
 ROUTES = compile_routes(
     [
@@ -232,7 +233,7 @@ async def test_a_caller_that_leaves_mid_upload_leaves_no_request_behind(parser: 
     async with gateway(parser) as (port, up):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf")
-        await until(lambda: up.begun == 1)
+        await eventually(lambda: up.begun == 1)
         writer.close()
-        await until(lambda: up.open_connections == 0)
+        await eventually(lambda: up.open_connections == 0)
         assert up.requests == []

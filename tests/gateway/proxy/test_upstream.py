@@ -11,8 +11,9 @@ from gateway.proxy import target as targets
 from gateway.proxy.client import UpstreamClient, parse_origin
 from gateway.proxy.connection import request_head
 from tests.gateway.proxy.calls import calling, pieces, whole
-from tests.gateway.proxy.misbehave import Upstream, until
+from tests.gateway.proxy.misbehave import Upstream
 from tests.gateway.proxy.test_target import ACCEPTED
+from tests.servers import eventually
 
 # --- what goes out ------------------------------------------------------------------------------
 
@@ -100,7 +101,7 @@ async def test_a_body_that_fails_is_never_finished_upstream(
     with pytest.raises(GoneError):
         async with calling(client, up, b"/echo", "POST", body=body, length=length):
             pytest.fail("an answer to half a request")
-    await until(lambda: up.open_connections == 0)
+    await eventually(lambda: up.open_connections == 0)
     assert (up.begun, up.requests) == (1, [])
 
 
@@ -111,7 +112,7 @@ async def test_a_body_of_another_length_than_said_is_a_fault(
     with pytest.raises(RuntimeError, match="Content-Length"):
         async with calling(client, up, b"/echo", "POST", body=pieces(*parts), length=11):
             pytest.fail("an answer to a request that lies")
-    await until(lambda: up.open_connections == 0)
+    await eventually(lambda: up.open_connections == 0)
     assert up.requests == []
 
 
@@ -203,7 +204,7 @@ async def test_read_stops_at_the_limit_and_the_rest_streams(
 async def test_a_flood_is_not_collected(up: Upstream, client: UpstreamClient) -> None:
     """The upstream is held back while nobody reads."""
     async with calling(client, up, b"/flood") as answer:
-        await until(lambda: answer._connection._paused)
+        await eventually(lambda: answer._connection._paused)
         for _ in range(50):
             await asyncio.sleep(0)
         assert answer._connection._buffered < 4 * connection_module.HIGH_WATER_BYTES
@@ -212,4 +213,4 @@ async def test_a_flood_is_not_collected(up: Upstream, client: UpstreamClient) ->
             taken += len(chunk)
             if taken > 5_000_000:
                 break
-    await until(lambda: up.open_connections == 0)
+    await eventually(lambda: up.open_connections == 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from operator import itemgetter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +14,8 @@ import pytest
 from gateway.fields import EXCHANGE
 from gateway.middleware import Outgoing, edge, read_body
 from gateway.proxy import wire, wire_httptools
-from tests.gateway.proxy.misbehave import until
 from tests.gateway.proxy.serving import PARSERS, body_of, serving, status_of, talk
+from tests.servers import eventually
 
 CHUNKED = b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -80,7 +82,7 @@ async def test_trailers_without_end_are_cut_off(what: bytes) -> None:
                 await writer.drain()
                 await asyncio.sleep(0)
                 sent += 100 * len(what)
-        await until(lambda: bool(held))
+        await eventually(lambda: bool(held))
     assert held[0] < 100
 
 
@@ -177,23 +179,47 @@ async def test_who_does_not_read_is_cut_off(parser: str, monkeypatch: pytest.Mon
         del reader
 
 
-@pytest.mark.parametrize("parser", PARSERS)
-async def test_who_reads_slowly_is_not(parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "STALL_S", 1.5)
-    size = 3_000_000
+class Clock:
+    """A loop of which a test moves the time. Timers are kept by when they are due."""
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        head = [(b"content-length", b"%d" % size)]
-        await send({"type": "http.response.start", "status": 200, "headers": head})
-        await send({"type": "http.response.body", "body": b"x" * size})
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.timers: list[tuple[float, Callable[[], None]]] = []
 
-    async with serving(app, parser) as port, connected(port) as (reader, writer):
-        writer.write(NEXT)
-        got = 0
-        while piece := await reader.read(200_000):
-            got += len(piece)
-            await asyncio.sleep(0.15)  # in all far longer than what may pass without any
-    assert got > size
+    def time(self) -> float:
+        return self.now_s
+
+    def call_later(self, after_s: float, call: Callable[[], None]) -> Any:
+        self.timers.append((self.now_s + after_s, call))
+        return SimpleNamespace(cancel=lambda: None)
+
+    def pass_(self, seconds: float) -> None:
+        end_s = self.now_s + seconds
+        while self.timers and (due := min(self.timers, key=itemgetter(0)))[0] <= end_s:
+            self.timers.remove(due)
+            self.now_s = due[0]
+            due[1]()
+        self.now_s = end_s
+
+
+def test_who_reads_slowly_is_not() -> None:
+    """However long it takes in all, as long as it takes something within each minute."""
+    cut: list[float] = []
+    clock = Clock()
+    owner = SimpleNamespace(
+        loop=clock, transport=SimpleNamespace(abort=lambda: cut.append(clock.now_s))
+    )
+    stall = wire.Stall(owner)
+    for _ in range(10):
+        stall.begin()
+        clock.pass_(wire.STALL_S - 1)
+        stall.over()
+        clock.pass_(0.5)
+    assert not cut and clock.now_s > 5 * wire.STALL_S
+    began_s = clock.now_s
+    stall.begin()
+    clock.pass_(wire.STALL_S + 1)
+    assert cut == [began_s + wire.STALL_S]
 
 
 @pytest.mark.parametrize("behind", [b"", NEXT], ids=["alone", "another waits"])
