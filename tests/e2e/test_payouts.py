@@ -20,6 +20,7 @@ from tests.e2e.conftest import _in_front_of
 from tests.e2e.stage import Background, Gateway, new_account, transfers_to
 from tests.e2e.wallet import Wallet, buy, new_wallet, offers, problem
 from tests.fixtures_chain import FaultyNode
+from tests.servers import eventually
 
 Launch = Callable[..., Gateway]
 REFUND = "/farebox/v1/credits/refund"
@@ -195,7 +196,7 @@ async def test_killed_anywhere_it_is_paid_once(  # noqa: PLR0917
             node.fault(lost, "lose")
         node.fault(stop_at, "hang")
         asking = asyncio.create_task(ask(gateway, http, payer, {"all": True}, nonce="once-only-1"))
-        gateway.wait(lambda: _asked_by_refund(node, stop_at, gateway), stop_at)
+        await eventually(lambda: _asked_by_refund(node, stop_at, gateway), stop_at)
         gateway.kill()
         with pytest.raises(httpx.TransportError):
             await asking
