@@ -6,6 +6,9 @@ import json
 import re
 from typing import Any, Final
 
+from gateway.proxy.outcome import MAX_DEPTH
+from wallet_auth.strict import require_shallow
+
 _END: Final = rb"(?:\r\n|\n|\r(?!\n))"  # of a line
 _ENDS: Final = re.compile(_END + _END)
 _LINE: Final = re.compile(rb"\r\n|\n|\r")
@@ -42,8 +45,9 @@ def data_of(event: bytes) -> dict[str, Any] | None:
 def object_of(text: bytes) -> dict[str, Any] | None:
     """A JSON object of an upstream, read as a browser's fetch does; None if it is none."""
     try:
+        require_shallow(text, MAX_DEPTH)
         value = json.loads(text.removeprefix(_BOM).decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 

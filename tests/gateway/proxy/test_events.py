@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -60,6 +62,16 @@ def test_an_end_without_an_empty_line_is_read() -> None:
     assert scan([b'data: {"prompt_tokens": 4}'])[1] == [{"prompt_tokens": 4}]
 
 
+@pytest.fixture
+def far() -> Iterator[None]:
+    """The limit that a library of the chain's sets when it is loaded. Under it Python's parser
+    does not raise ``RecursionError`` for deep JSON: the process is gone."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    yield
+    sys.setrecursionlimit(before)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -72,7 +84,7 @@ def test_an_end_without_an_empty_line_is_read() -> None:
     ],
     ids=lambda data: data[:24].decode("latin-1"),
 )
-def test_what_is_no_object_is_nothing(data: bytes) -> None:
+def test_what_is_no_object_is_nothing(data: bytes, far: None) -> None:
     assert scan([b"data: " + data + b"\n\n"])[1] == []
 
 
