@@ -37,6 +37,7 @@ from gateway.payments import routes as payment_routes
 from gateway.payments.rails import Rails
 from gateway.proxy import advice, cors, free, mcp, paid, quotes
 from gateway.proxy import routes as request_routes
+from gateway.proxy.asking import Request as PricedRequest
 from gateway.proxy.client import UpstreamClient
 from gateway.proxy.pace import Pace
 from gateway.proxy.routes_table import McpMount, MethodNotAllowed, is_reserved
@@ -271,7 +272,7 @@ class _Front:
                     send.also = pace.told()
                 await free.serve(node, route, target, scope, receive, send)
                 return
-            request = paid.Request(route, method, target, headers, node.now_s(), client, pace)
+            request = PricedRequest(route, method, target, headers, node.now_s(), client, pace)
             await paid.serve(node, request, receive, send)
         except Problem as refusal:
             send.also = []  # the refusal itself has them

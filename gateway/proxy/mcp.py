@@ -34,6 +34,7 @@ from gateway.proxy import body as bodies
 from gateway.proxy import events, forward, free, mcp_free, paid, quoting, replies, runs
 from gateway.proxy import mcp_answers as answers
 from gateway.proxy import mcp_messages as messages
+from gateway.proxy.asking import Request, challenge_of, refusal_of
 from gateway.proxy.identity import (
     Caller,
     Headers,
@@ -128,7 +129,7 @@ class _Asked:
         self.log_id = log_id
         # "#" stands in no target on the wire: an offer for a tool is good for that tool only.
         raw = target.raw + b"#tool/" + quoted(message.tool, safe="").encode()
-        self.request = paid.Request(
+        self.request = Request(
             route,
             "POST",
             replace(target, raw=raw),
@@ -165,7 +166,7 @@ def _payable(call: _Asked, problem: Problem) -> Problem:
     message = call.message
     if message.extension and message.payment is not None and problem.code in _ANOTHER_WILL_DO:
         price = _quote(call, quoting.shown(call.request.now_s))
-        return paid.challenge_of(call.node, call.request, price, refusal=problem)
+        return challenge_of(call.node, call.request, price, refusal=problem)
     return problem
 
 
@@ -175,7 +176,7 @@ async def _taken(call: _Asked) -> forward.Ticket | replies.Reply:
     shown = _quote(call, quoting.shown(request.now_s))
     caller = await _caller(call, shown)
     if caller.proves_nothing:
-        raise paid.challenge_of(node, request, shown)
+        raise challenge_of(node, request, shown)
     price = _quote(call, quoting.held(node.settings, request.now_s))
     within_ceiling(caller, price)
     run = runs.run_of(call.incoming)
@@ -204,7 +205,7 @@ async def _caller(call: _Asked, price: Quote) -> Caller:
         if caller.presented is not None:
             node.rails.chain_of(caller.presented)
     except Problem as refusal:
-        raise paid.refusal_of(node, call.request, price, presented, refusal) from None
+        raise refusal_of(node, call.request, price, presented, refusal) from None
     if caller.signer is not None:
         try:
             check_body(caller.signer, call.body)

@@ -12,50 +12,34 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from chain.errors import ChainError
 from gateway import ledger
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.fields import by_name, first, values
-from gateway.limits import Client, Flight
+from gateway.limits import Flight
 from gateway.middleware import Outgoing
 from gateway.node import Node, unavailable
-from gateway.payments import challenge, from_credits, identifier, offers, x402
+from gateway.payments import from_credits, identifier, offers, x402
 from gateway.payments.from_credits import MakeHold
 from gateway.payments.order import CameWith, asset_of
 from gateway.payments.rails import content_hash
-from gateway.payments.wire import DECLARED, Presented
+from gateway.payments.wire import Presented
 from gateway.pricing.quote import PriceRequest, Quote, quote
 from gateway.proxy import body as bodies
-from gateway.proxy import forward, quotes, quoting, replies, runs, siwx, unpaid
+from gateway.proxy import forward, quotes, quoting, replies, runs, siwx
 from gateway.proxy.again import run_again
-from gateway.proxy.identity import Caller, Headers, auth_problem, guard_of, identify
-from gateway.proxy.pace import Pace, refuse_uncharged, take_off
-from gateway.proxy.routes_table import Route
-from gateway.proxy.target import Target
+from gateway.proxy.asking import Request, answer_unpaid, asked_of, challenge_of, refusal_of
+from gateway.proxy.identity import Caller, auth_problem, guard_of, identify
+from gateway.proxy.pace import refuse_uncharged, take_off
 from wallet_auth import AuthError, check_digests
 
 Receive = Callable[[], Awaitable[Any]]
 # What of a request's headers decides what is asked, beside its body: RFC 9110 representation data
 # and the caller's own conditions.
 _ASKING = (b"content-type", b"content-encoding", b"farebox-max", b"farebox-run", b"farebox-quote")
-
-
-class Request(NamedTuple):
-    """One request to a priced route, as far as it has been read."""
-
-    route: Route
-    method: str
-    target: Target
-    headers: Headers
-    now_s: int
-    client: Client
-    pace: Pace | None  # on routes with a rate limit
-    tag: bytes | None = siwx.UNREAD  # what a challenge can say of its body (siwx.py)
-    bound: bytes = b""  # what an offer says of its body (quoting.py)
-    shows_credential: bool = True  # whether its answer has a place for one
 
 
 async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) -> None:
@@ -80,7 +64,7 @@ async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) 
         raise refusal_of(node, request, price, presented, refusal) from None
     if caller.proves_nothing:
         request, price = await _looked_at(node, request, receive, send)
-        await _unpaid(node, request, price, send)
+        await answer_unpaid(node, request, price, send)
         return
     body = await _body(node, request, caller, receive, send.body_that_came())
     try:
@@ -94,31 +78,6 @@ async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) 
         await forward.run(node, incoming, taken, receive, send)
     finally:
         body.close()
-
-
-async def _unpaid(node: Node, request: Request, price: Quote, send: Outgoing) -> None:
-    """The 402 of a request that says nothing about who sends it."""
-    accept = b",".join(values(request.headers, b"accept"))
-    signed = node.settings.server.sign_offers  # for this request alone, so nothing is prepared
-    if request.pace is not None or signed or b"html" in accept.lower():
-        raise challenge_of(node, request, price)
-    lines, answer = unpaid.answer(
-        node.settings,
-        node.rails.keys,
-        _asked(request, price),
-        request.now_s,
-        send.log_id,
-        at_most=not price.exact,
-        description=request.route.description,
-        extensions=_extensions(node, request, price),
-    )
-    await send.whole(402, [], lines, answer)
-
-
-def _extensions(node: Node, request: Request, price: Quote) -> str:
-    method, units = request.method, price.max_units
-    beside = request.route.extensions.get(method, DECLARED)
-    return siwx.extension(node, method, request.target, request.tag, units, request.now_s, beside)
 
 
 async def _looked_at(
@@ -227,33 +186,6 @@ def _content(request: Request, body: bodies.Body) -> bytes:
     return content_hash(request.method.encode(), request.target.raw, *asking, body.content)
 
 
-def _asked(request: Request, price: Quote) -> offers.Asked:
-    return offers.Asked(request.method, request.target.raw, price.max_units, request.bound)
-
-
-def challenge_of(
-    node: Node,
-    request: Request,
-    price: Quote,
-    *,
-    balance_units: int | None = None,
-    needed_units: int | None = None,
-    refusal: Problem | None = None,
-) -> Problem:
-    return challenge.for_call(
-        node.settings,
-        node.rails.keys,
-        _asked(request, price),
-        request.now_s,
-        balance_units=balance_units,
-        needed_units=needed_units,
-        at_most=not price.exact,
-        description=request.route.description,
-        refusal=refusal,
-        extensions=_extensions(node, request, price),
-    )
-
-
 async def take_hold(  # noqa: PLR0917  (one caller)
     node: Node,
     request: Request,
@@ -327,7 +259,7 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
     payer = await node.account_of(presented.authorization.from_, "")
     refuse_uncharged(node, payer, request.client)  # before anybody's money moves
     bare = caller.signer is None and request.shows_credential
-    came = CameWith(_asked(request, price), offers.CALL, content, bare=bare)
+    came = CameWith(asked_of(request, price), offers.CALL, content, bare=bare)
     try:
         spent = None
         if caller.signer is None:
@@ -413,20 +345,6 @@ async def _take_spent(  # noqa: PLR0917  (one caller)
     step = hold(spent.account_id, spent.price_units)
     step = replace(step, only=from_credits.only(spent.payer))  # if it has to run again
     return await _settle_hold(node, request, price, caller, step, outcome, receipt)
-
-
-def refusal_of(
-    node: Node, request: Request, price: Quote, presented: Presented | None, refusal: Problem
-) -> Problem:
-    """A payment that was refused: its reason, a PAYMENT-RESPONSE, and fresh offers."""
-    if refusal.meaning.status != 402:
-        return refusal
-    problem = challenge_of(node, request, price, refusal=refusal)
-    if siwx.refused(refusal.code):
-        return problem  # no payment came, so there is nothing to say about one
-    for name, value in replies.refusal_headers(node, presented, refusal):
-        problem.headers[name] = value
-    return problem
 
 
 async def _settle_hold(  # noqa: PLR0917  (one shape for both ways to a hold)
