@@ -256,6 +256,8 @@ async def _empty(table: dict[int, Any]) -> None:
 CALL = json.dumps(
     {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "a", "arguments": {}}}
 ).encode()
+NOTICE = b'data: {"jsonrpc": "2.0", "method": "notifications/progress"}\n\n'
+GOING_ON = EVENTS + b"%x\r\n%b\r\n" % (len(NOTICE), NOTICE)
 
 
 @pytest.mark.usefixtures("soon")
@@ -265,10 +267,10 @@ async def test_a_tool_whose_caller_has_left_is_charged(
 ) -> None:
     """It did its work; else who calls, leaves and lets it be cut rides free."""
     cut, go_on = asyncio.Event(), asyncio.Event()
-    silent = until_cut(EVENTS + EVENT, cut)
+    silent = until_cut(GOING_ON, cut)
 
     async def ends(_up: Upstream, _request: Request, writer: Writer) -> bool:
-        writer.write(EVENTS + EVENT)
+        writer.write(GOING_ON)
         await go_on.wait()
         if how == "ends without a response":
             writer.write(b"0\r\n\r\n")
@@ -288,7 +290,7 @@ async def test_a_tool_whose_caller_has_left_is_charged(
     async with whole(sqlite_url) as shop:
         async with shop.caller() as (reader, writer):
             writer.write(shop.signed("POST", "/mcp", CALL))
-            await within(reader.readuntil(b"data: 1\n\n"))
+            await within(reader.readuntil(b"notifications/progress"))
         await within(cut.wait())
         await within(_empty(shop.node.in_flight))
         assert await shop.ended() == [("capture", None)]
