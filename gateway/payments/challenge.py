@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from gateway.errors import NextAction, Problem
 from gateway.money import format_credits, format_usd
-from gateway.payments import offers, payout, receipts
+from gateway.payments import offers, payout, receipts, two_step
 from gateway.settings import Settings
 
 
@@ -94,7 +94,10 @@ def for_credits(
         settings, keys, asked, now_s, terms, "payment_required", words, "Credits", refusal
     )
     problem.members["refund_policy"] = payout.policy(settings)
-    problem.members["payment_required"] = loads(b64decode(problem.headers["PAYMENT-REQUIRED"]))
+    required = loads(b64decode(problem.headers["PAYMENT-REQUIRED"]))
+    problem.members["payment_required"] = required
+    if required["accepts"]:  # each offer's own token is one too (two_step.py)
+        problem.members[two_step.ID] = required["accepts"][0]["extra"]["offer"]
     with_header = problem.next_actions[0]
     in_body = (
         "the same JSON with that payment as the object paymentPayload beside it: no header field "

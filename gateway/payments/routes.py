@@ -36,6 +36,7 @@ from gateway.payments import (
     purchase,
     receipts,
     sponsor,
+    two_step,
     x402,
 )
 from gateway.payments.order import CameWith, Gift
@@ -45,10 +46,11 @@ from gateway.proxy import replies
 from gateway.proxy.identity import Caller, require_same_wallet
 from gateway.proxy.target import from_scope
 
-_PAYLOAD = "paymentPayload"  # as the body of a facilitator's verify and settle names it
+_PAYLOAD = two_step.PAYLOAD
 _PURCHASE = (
     by_hash.MEMBERS
     | sponsor.MEMBERS
+    | two_step.MEMBERS
     | frozenset(
         ("amount_usd", "credits", "wallet_address", "payment_method", "request_id", _PAYLOAD)
     )
@@ -69,6 +71,9 @@ async def buy(request: Request) -> Response:
     extra = sorted(by_hash.MEMBERS & wanted.keys())
     if extra:
         raise Problem("invalid_request", f"{extra[0]} belongs to a transaction_hash.")
+    target = from_scope(request.scope)
+    asked = offers.Asked("POST", target.raw, 0)
+    wanted = two_step.as_payment(node.rails, wanted, asked)
     units = purchase.amount_of(node.settings, wanted)
     method = wanted.get("payment_method", "x402")
     if method == "card":
@@ -77,8 +82,6 @@ async def buy(request: Request) -> Response:
         return await _card(request, body, wanted, units)
     if method not in _OVER_X402:
         raise Problem("invalid_request", 'payment_method is "x402", "x402direct" or "card".')
-    target = from_scope(request.scope)
-    asked = offers.Asked("POST", target.raw, 0)
     now = node.now_s()
     try:
         caller = await _caller(request, body, wanted)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.e2e.stage import Gateway, transfers_to
-from tests.e2e.wallet import Wallet, decode, new_wallet, offers, outcome, problem
+from tests.e2e.wallet import Wallet, decode, encode, new_wallet, offers, outcome, problem
 
 PURCHASE = "/farebox/v1/credits/purchase"
 DOLLAR = {"amount_usd": "1"}
@@ -53,6 +53,70 @@ async def test_two_posts_of_json_buy_credits(
     assert again.json() == body
     assert again.headers["farebox-replayed"] == "true"
     assert gateway.transfers(wallet.address) == [("mint", 1_000_000, "x402")]
+
+
+def second(wallet: Wallet, told: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """``{purchase_id, authorization, signature}`` for the first offer of a 402."""
+    payload = decode(wallet.pay(told["payment_required"]["accepts"][0], **fields))["payload"]
+    return {"purchase_id": told["purchase_id"], **payload}
+
+
+async def test_a_second_post_names_the_purchase_and_nothing_else(
+    gateway: Gateway, wallet: Wallet
+) -> None:
+    before = len(transfers_to(gateway.net, gateway.pay_to))
+    async with gateway.client() as http:
+        told = await ask(http, credits=500, payment_method="x402direct")
+        post = second(wallet, told)
+        assert post.keys() == {"purchase_id", "authorization", "signature"}
+        answers = await asyncio.gather(*(http.post(PURCHASE, json=post) for _ in range(6)))
+        assert {a.status_code for a in answers} == {200}, answers[0].text
+        first = [a for a in answers if "farebox-replayed" not in a.headers]
+        assert len(first) == 1
+        assert first[0].json()["minted_units"] == 5_000_000
+        # The same payment in a header field is the same payment.
+        payload = {name: post[name] for name in ("authorization", "signature")}
+        offer = told["payment_required"]["accepts"][0]
+        header = {"x402Version": 2, "accepted": offer, "payload": payload}
+        same = await http.post(
+            PURCHASE, json={"credits": 500}, headers={"PAYMENT-SIGNATURE": encode(header)}
+        )
+        assert same.json()["payment_id"] == first[0].json()["payment_id"]
+    assert len(transfers_to(gateway.net, gateway.pay_to)) == before + 1
+    assert gateway.transfers(wallet.address) == [("mint", 5_000_000, "x402")]
+
+
+async def test_a_second_post_that_pays_something_else_is_no_purchase_of_ours(
+    sqlite_gateway: Gateway, wallet: Wallet
+) -> None:
+    agent = new_wallet(sqlite_gateway.net, 0)
+    async with sqlite_gateway.client() as http:
+        told, other = await ask(http), await ask(http, amount_usd="2")
+        good = second(wallet, told)
+        for change in (
+            {"purchase_id": other["purchase_id"]},
+            {"purchase_id": good["purchase_id"][:-2] + "AA"},
+            {"purchase_id": 7},
+            {"purchase_id": "pur_1"},
+            {"paymentPayload": {}},
+            second(wallet, told, amount=2_000_000),
+        ):
+            problem(await http.post(PURCHASE, json={**good, **change}), "invalid_request")
+        for missing in good:
+            left = {name: value for name, value in good.items() if name != missing}
+            problem(await http.post(PURCHASE, json=left), "invalid_request")
+        for odd in ([], {}, {**good["authorization"], "value": 1.5}):
+            answer = await http.post(PURCHASE, json={**good, "authorization": odd})
+            problem(answer, "invalid_payload")
+        wrong = await http.post(PURCHASE, json={**good, "amount_usd": "2"})
+        assert wrong.status_code == 402, wrong.text
+        thief = await http.post(PURCHASE, json={**good, "wallet_address": agent.address})
+        problem(thief, "payer_mismatch")
+        stolen = {**good, "signature": second(new_wallet(sqlite_gateway.net), told)["signature"]}
+        assert (await http.post(PURCHASE, json=stolen)).status_code == 402
+        assert sqlite_gateway.payments(wallet.address) == []
+        assert (await http.post(PURCHASE, json=good)).status_code == 200
+    assert sqlite_gateway.balance(wallet.address) == (1_000_000, 0)
 
 
 async def test_body_and_header_are_the_same_payment(gateway: Gateway, wallet: Wallet) -> None:
