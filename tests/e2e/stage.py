@@ -182,7 +182,7 @@ class Gateway:
             "admin_listen": "",
             "database": self.database,
             "sweep_s": 1,
-            "settle_wait_s": 10,
+            "settle_wait_s": 20,
             **self.server,
         }
         lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in server.items())
@@ -194,7 +194,7 @@ class Gateway:
 rpc = ["{self.rpc_url}"]
 pay_to = "{self.pay_to}"
 settler_key_file = "settler.key"
-rpc_timeout_s = 3
+rpc_timeout_s = 10
 {self.chain_extra}
 
 [upstreams.api]
