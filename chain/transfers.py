@@ -24,6 +24,7 @@ AUTHORIZATION_USED: Final = keccak256(b"AuthorizationUsed(address,bytes32)")
 AUTHORIZATION_CANCELED: Final = keccak256(b"AuthorizationCanceled(address,bytes32)")
 _AUTHORIZATION_STATE: Final = selector("authorizationState(address,bytes32)")
 MAX_LOG_REQUESTS: Final = 64
+MAX_LOOKED_INTO: Final = 500  # transactions whose calldata is read in one search
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,24 +273,33 @@ async def find_authorization(  # noqa: PLR0917  (what is asked for, and since wh
     return await _search(rpc, {"address": asset.address, "topics": topics}, from_block, pick)
 
 
-async def find_transfer(
-    rpc: Rpc, asset: Asset, payer: str, from_block: int, carries: bytes
-) -> str | None:
-    """The transaction since ``from_block`` that moved money of ``payer``, to whomever, and has
-    ``carries`` in its calldata. For contracts that leave no mark of what they used up."""
-    topics = ["0x" + TRANSFER.hex(), "0x" + address_word(payer.lower()).hex()]
+async def find_transfers(  # noqa: PLR0917  (what is asked for, and since when)
+    rpc: Rpc, asset: Asset, payer: str, pay_to: str, from_block: int, carries: bytes, *, ask: int
+) -> list[str]:
+    """The transactions since ``from_block`` that moved money of ``payer`` to ``pay_to`` and have
+    ``carries`` in their calldata, oldest first. For contracts that leave no mark of what they used
+    up: that a transaction carries something does not say that this is what moved the money.
 
-    async def pick(logs: object) -> str | None:
-        for log in logs if isinstance(logs, list) else []:
-            tx_hash = log.get("transactionHash") if isinstance(log, dict) else None
-            if not isinstance(tx_hash, str):
-                raise Unavailable("rpc_bad_answer", "a log without a transaction")
-            sent = await rpc.call("eth_getTransactionByHash", [tx_hash])
-            if isinstance(sent, dict) and carries in rpc.data(sent.get("input")):
-                return tx_hash.lower()
-        return None
-
-    return await _search(rpc, {"address": asset.address, "topics": topics}, from_block, pick)
+    Told by any of ``ask`` providers: one whose index lags leaves out what is there.
+    """
+    words = [address_word(payer.lower()), address_word(pay_to.lower())]
+    topics: list[object] = ["0x" + each.hex() for each in (TRANSFER, *words)]
+    found: dict[str, int] = {}
+    for answer in await _told(rpc, asset, topics, (from_block, await rpc.block_number()), ask):
+        for each in answer:
+            if not _is_transfer(each.log, asset) or list(each.log.topics[1:]) != words:
+                raise Unavailable("rpc_bad_answer", "eth_getLogs: a log that was not asked for")
+            found.setdefault(each.tx_hash, each.block_number)
+    if len(found) > MAX_LOOKED_INTO:
+        raise Unavailable("rpc_error", f"{len(found)} transfers of {payer} are too many to look at")
+    carrying = []
+    for tx_hash in sorted(found, key=lambda each: found[each]):
+        sent = await rpc.call("eth_getTransactionByHash", [tx_hash])
+        if not isinstance(sent, dict):
+            raise Unavailable("rpc_bad_answer", f"{tx_hash} has logs and is not there")
+        if carries in rpc.data(sent.get("input")):
+            carrying.append(tx_hash)
+    return carrying
 
 
 async def _search(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from chain.errors import ChainError, Rejected, Unavailable
 from chain.receipts import Receipt
 from chain.schemes import erc6492
-from gateway.db import CommitUnknown, DatabaseUnavailable, Tx, transact
+from gateway.db import CommitUnknown, DatabaseUnavailable, Tx
 from gateway.facilitator import judge
 from gateway.facilitator.judge import Order
 from gateway.observe import log
@@ -229,14 +229,7 @@ def _new_payment(rails: Rails, order: Order, payment_id: str, at: Begun) -> Paym
 async def _finish(rails: Rails, order: Order, payment: Payment, receipt: Receipt) -> None:
     """Finish by what the logs say of this very payment; a status says nothing."""
     auth = order.auth
-    spent = Spent(order.asset, auth.from_, auth.nonce, auth.to)
-    found = METHODS[payment.method].transfer(order.chain.caip2, receipt, spent)
-    if found is None:
+    spent = Spent(order.asset, auth.from_, auth.nonce, auth.to, auth.value_units)
+    found = METHODS[payment.method].transfers(order.chain.caip2, receipt, spent)
+    if not await recover.end_with(rails, payment, found):
         await recover.recover(rails, payment)
-        return
-    transfer = found
-
-    async def work(tx: Tx) -> None:
-        await journal.finish(tx, payment.id, transfer, await tx.now_ms())
-
-    await transact(rails.db, work)

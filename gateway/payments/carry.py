@@ -33,7 +33,7 @@ from gateway.observe import log
 from gateway.payments import confirm, engine, gas, in_hand, journal, nonces, recover
 from gateway.payments.journal import Payment
 from gateway.payments.lane import Begun, Job
-from gateway.payments.methods import METHODS, Spent
+from gateway.payments.methods import EIP3009, Spent
 from gateway.payments.nonces import Call
 from gateway.payments.rails import Rails
 from gateway.settings import Chain
@@ -89,7 +89,7 @@ def _sight(rails: Rails, payment: Payment) -> _Sight:
         raise Unavailable("rpc_error", f"{payment.asset} is not configured any more")
     if payment.payer is None or payment.auth_nonce is None or payment.pay_to is None:
         raise ledger.LedgerFault(f"payout {payment.id} has no authorization")
-    spent = Spent(asset, payment.payer, payment.auth_nonce, payment.pay_to)
+    spent = Spent(asset, payment.payer, payment.auth_nonce, payment.pay_to, payment.amount_units)
     return _Sight(payment, chain, rpc, asset, spent)
 
 
@@ -157,7 +157,7 @@ async def look(rails: Rails, payment: Payment) -> str:
     if final is not None and final.time_s >= at.valid_before_s:
         if not await _is_used(at, final.number):
             return await _end(rails, at, None, "was in no block before it expired")
-        if await METHODS[payment.method].was_taken_back(at.rpc, at.spent, _since(at)):
+        if await EIP3009.was_taken_back(at.rpc, at.spent, _since(at)):
             return await _end(rails, at, None, "was cancelled by the refund wallet")
         raise Unavailable("rpc_disagrees", f"refund {payment.id} is used and not found")
     if now_s < at.valid_before_s - _SENDABLE_S:
@@ -172,12 +172,11 @@ def _since(at: _Sight) -> int:
 
 async def _on_chain(at: _Sight, ours: Sequence[str]) -> Transfer | None:
     """The token's own log of this payout: in one of our transactions, or in anybody's."""
-    method = METHODS[at.payment.method]
-    for tx_hash in (*ours, await method.find(at.rpc, at.spent, _since(at))):
+    for tx_hash in (*ours, *await EIP3009.find(at.rpc, at.spent, _since(at))):
         receipt = None if tx_hash is None else await read_receipt(at.rpc, tx_hash)
-        found = None if receipt is None else method.transfer(at.chain.caip2, receipt, at.spent)
-        if found is not None and found.value_units == at.payment.amount_units:
-            return found
+        found = [] if receipt is None else EIP3009.transfers(at.chain.caip2, receipt, at.spent)
+        if found and found[0].value_units == at.payment.amount_units:
+            return found[0]
     return None
 
 

@@ -22,6 +22,7 @@ from gateway.payments import inbound
 # Provider of the payments that are settled for other people's sellers (gateway/facilitator).
 FACILITATOR: Final = "facilitator"
 PAYOUT: Final = "payout"  # of those that go out (payout.py)
+TAKEN: Final = "taken"  # authorization_use.decision of a transfer (``take``)
 EXTERNAL: Final = "external"
 """Door of what is bought through ``/api/external``, and source of the lots it becomes."""
 
@@ -150,6 +151,29 @@ async def claim(tx: Tx, key: AuthKey, new: Claim, now_ms: int) -> bool:
         )
         == 1
     )
+
+
+async def take(
+    tx: Tx, payment_id: str, candidates: Sequence[Transfer], now_ms: int
+) -> Transfer | None:
+    """The transfer among ``candidates`` that is this payment's, from now on and nobody else's.
+
+    A token marks an EIP-3009 authorization in its logs. Permit2 marks nothing, and a transaction
+    can carry the nonces of many payments beside one transfer: each is taken once, by whoever comes
+    first. None: others have them all.
+    """
+    payment = await by_id(tx, payment_id)
+    if payment is None or payment.method != "permit2":
+        return candidates[0] if candidates else None
+    for each in candidates:
+        place = f"{each.to}:{each.tx_hash}:{each.n}"  # no nonce looks like this
+        key = AuthKey(each.network, each.asset, each.from_, place)
+        if await claim(tx, key, Claim(payment_id, b"", None, TAKEN), now_ms):
+            return each
+        holder = await claim_of(tx, key)
+        if holder is not None and holder.payment_id == payment_id:
+            return each
+    return None
 
 
 async def finish(

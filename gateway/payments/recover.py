@@ -53,20 +53,32 @@ async def recover(rails: Rails, payment: Payment) -> str:
         given = await remote.call_for(tx, payment.id)
     if not sent and given is None:
         raise ledger.LedgerFault(f"payment {payment.id} has no transaction")
-    spent = Spent(asset, payment.payer, payment.auth_nonce, payment.pay_to or chain.pay_to)
+    pay_to = payment.pay_to or chain.pay_to
+    spent = Spent(asset, payment.payer, payment.auth_nonce, pay_to, payment.amount_units)
     looked_for = _LookedFor(rpc, chain, METHODS[payment.method], spent, payment)
-    found = await _on_chain(looked_for, sent)
-    if found is not None:
-        transfer = found
-
-        async def work(tx: Tx) -> str:
-            done, _ = await journal.finish(tx, payment.id, transfer, await tx.now_ms())
-            return done.state  # or still processing: its block is not deep enough for its amount
-
-        return await transact(rails.db, work)
+    ended = await end_with(rails, payment, await _on_chain(looked_for, sent))
+    if ended is not None:
+        return ended
     if not sent and given is not None:
         return await _given_away(rails, looked_for, given)
     return await _unfound(rails, looked_for, sent)
+
+
+async def end_with(rails: Rails, payment: Payment, found: Sequence[Transfer]) -> str | None:
+    """End a payment by the first of these transfers that no other payment has. Returns what it is
+    now (still ``processing``: its block is not deep enough for its amount); None: it has none."""
+    if not found:
+        return None
+
+    async def work(tx: Tx) -> str | None:
+        now_ms = await tx.now_ms()
+        transfer = await journal.take(tx, payment.id, found, now_ms)
+        if transfer is None:
+            return None
+        done, _ = await journal.finish(tx, payment.id, transfer, now_ms)
+        return done.state
+
+    return await transact(rails.db, work)
 
 
 async def _given_away(rails: Rails, looked_for: _LookedFor, call: Call) -> str:
@@ -75,9 +87,7 @@ async def _given_away(rails: Rails, looked_for: _LookedFor, call: Call) -> str:
     rpc, payment = looked_for.rpc, looked_for.payment
     number, time_s = await _newest_block(rpc)
     if await looked_for.method.is_used(rpc, looked_for.spent, hex(number)):
-        if not await _went_elsewhere(looked_for):
-            return "processing"
-        return await _give_up(rails, payment, USED, "was cancelled or went elsewhere")
+        return await _used_up(rails, looked_for)
     if time_s >= (payment.valid_before_s or 0):
         code = "invalid_exact_evm_payload_authorization_valid_before"
         return await _give_up(rails, payment, code, "was not included before it expired")
@@ -124,23 +134,26 @@ async def seen(rpc: Rpc, spent: Spent, method: str) -> Transfer | None:
         return None
     blocks = LOOK_BACK_MS // rpc.network.finality.block_ms
     start = max(await rpc.block_number() - blocks, 0)
-    return await _by_anyone(rpc, METHODS[method], spent, start)
+    return next(iter(await _by_anyone(rpc, METHODS[method], spent, start)), None)
 
 
-async def _by_anyone(rpc: Rpc, method: Method, spent: Spent, from_block: int) -> Transfer | None:
-    tx_hash = await method.find(rpc, spent, from_block)
-    receipt = None if tx_hash is None else await read_receipt(rpc, tx_hash)
-    return None if receipt is None else method.transfer(rpc.network.caip2, receipt, spent)
+async def _by_anyone(rpc: Rpc, method: Method, spent: Spent, from_block: int) -> list[Transfer]:
+    moved: list[Transfer] = []
+    for tx_hash in await method.find(rpc, spent, from_block):
+        receipt = await read_receipt(rpc, tx_hash)
+        if receipt is not None:
+            moved += method.transfers(rpc.network.caip2, receipt, spent)
+    return moved
 
 
-async def _on_chain(looked_for: _LookedFor, sent: Sequence[Prepared]) -> Transfer | None:
-    """The transfer of this authorization, in one of our transactions or in somebody else's."""
+async def _on_chain(looked_for: _LookedFor, sent: Sequence[Prepared]) -> list[Transfer]:
+    """The transfers of this authorization, in one of our transactions or in somebody else's."""
     rpc, method, spent = looked_for.rpc, looked_for.method, looked_for.spent
     for ours in sent:
         receipt = await read_receipt(rpc, ours.tx_hash)
         if receipt is not None:
-            match = method.transfer(rpc.network.caip2, receipt, spent)
-            if match is not None:
+            match = method.transfers(rpc.network.caip2, receipt, spent)
+            if match:
                 return match
     return await _by_anyone(rpc, method, spent, looked_for.from_block)
 
@@ -155,11 +168,7 @@ async def _unfound(rails: Rails, looked_for: _LookedFor, sent: Sequence[Prepared
     # up to it is in the answer.
     at = max(number, receipt.block_number if receipt is not None else 0)
     if await looked_for.method.is_used(rpc, looked_for.spent, hex(at)):
-        if await _went_elsewhere(looked_for):
-            return await _give_up(
-                rails, payment, "invalid_transaction_state", "was cancelled or went elsewhere"
-            )
-        return "processing"  # just used, or these nodes do not agree yet
+        return await _used_up(rails, looked_for)
     if time_s >= (payment.valid_before_s or 0):
         # The token refuses it in every later block.
         return await _give_up(
@@ -214,14 +223,18 @@ async def _newest_block(rpc: Rpc) -> tuple[int, int]:
     return rpc.quantity(block.get("number")), rpc.quantity(block.get("timestamp"))
 
 
-async def _went_elsewhere(looked_for: _LookedFor) -> bool:
-    """Whether what marked the authorization is known, and moved nothing to us."""
+async def _used_up(rails: Rails, looked_for: _LookedFor) -> str:
+    """Its one-time value is used and no transfer of it was found: it was taken back or paid
+    somebody else. Or it was just used, or these nodes do not agree yet."""
     rpc, method, spent = looked_for.rpc, looked_for.method, looked_for.spent
-    used_by = await method.find(rpc, spent, looked_for.from_block)
-    if used_by is not None:
-        receipt = await read_receipt(rpc, used_by)
-        return receipt is not None and method.transfer(rpc.network.caip2, receipt, spent) is None
-    return await method.was_taken_back(rpc, spent, looked_for.from_block)
+    if not await method.went_elsewhere(rpc, spent, looked_for.from_block):
+        return "processing"
+    # Asked again, because only what is told from now on counts.
+    late = await _by_anyone(rpc, method, spent, looked_for.from_block)
+    ended = await end_with(rails, looked_for.payment, late)
+    if ended is not None:
+        return ended
+    return await _give_up(rails, looked_for.payment, USED, "was cancelled or went elsewhere")
 
 
 async def _give_up(rails: Rails, payment: Payment, code: str, why: str) -> str:

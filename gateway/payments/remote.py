@@ -54,7 +54,8 @@ class Order:
 
     @property
     def spent(self) -> Spent:
-        return Spent(self.asset, self.auth.from_, self.auth.nonce, self.auth.to)
+        auth = self.auth
+        return Spent(self.asset, auth.from_, auth.nonce, auth.to, auth.value_units)
 
 
 async def usable(rails: Rails, chain: Chain) -> bool:
@@ -129,8 +130,8 @@ async def _receipt(rpc: Rpc, order: Order, method: str, tx_hash: str) -> Receipt
         return None
     if receipt is None:
         return None
-    moved = METHODS[method].transfer(order.chain.caip2, receipt, order.spent)
-    return None if moved is None else receipt
+    moved = METHODS[method].transfers(order.chain.caip2, receipt, order.spent)
+    return receipt if moved else None
 
 
 async def ourselves(rails: Rails, job: Job) -> Handed | None:

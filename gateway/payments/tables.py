@@ -60,6 +60,7 @@ payment = sa.Table(
 )
 
 # Claimed before anything is sent; whoever holds the row decides what the signature is used for.
+# "taken" rows are of transfers, not authorizations: which payment by Permit2 has it (journal.py).
 authorization_use = sa.Table(
     "authorization_use",
     metadata,
@@ -67,7 +68,7 @@ authorization_use = sa.Table(
     sa.Column("asset", sa.Text, primary_key=True),
     sa.Column("payer", sa.Text, primary_key=True),
     sa.Column("nonce", sa.Text, primary_key=True),
-    sa.Column("decision", sa.Text, nullable=False),  # settle credits
+    sa.Column("decision", sa.Text, nullable=False),  # settle credits taken
     sa.Column("payment_id", sa.Text, nullable=False),  # with "credits": the id of the call's hold
     sa.Column("content", sa.LargeBinary, nullable=False),  # hash of what was presented with it
     sa.Column("offer", sa.LargeBinary),  # hash of the offer token: tells the first presenter apart

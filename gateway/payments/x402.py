@@ -292,7 +292,7 @@ async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected)
     try:
         found = None
         if refusal.code == recover.USED:
-            spent = Spent(order.asset, auth.from_, auth.nonce, order.chain.pay_to)
+            spent = Spent(order.asset, auth.from_, auth.nonce, order.chain.pay_to, auth.value_units)
             found = await recover.seen(rpc, spent, "eip3009")
         if found is None:
             raise refusal
@@ -376,14 +376,14 @@ async def _finish(
 ) -> tuple[Payment, ledger.Outcome | None, str | None]:
     """Finish by what the logs say of this very payment. Still processing: not known yet."""
     auth, payment = order.auth, ending.payment
-    spent = Spent(order.asset, auth.from_, auth.nonce, auth.to)
-    found = METHODS[payment.method].transfer(order.chain.caip2, ending.receipt, spent)
-    if found is None:
+    spent = Spent(order.asset, auth.from_, auth.nonce, auth.to, auth.value_units)
+    found = METHODS[payment.method].transfers(order.chain.caip2, ending.receipt, spent)
+    if not found:
         # A neighbour may have taken it along, or the payer was faster: find out now, and send it
         # alone if it is still good.
         await recover.recover(rails, payment)
         return await _await_end(rails, payment, recover.recover), None, None
-    transfer = found
+    transfer = found[0]
     life_s = _credential_s(rails.settings, order, payment)
 
     async def work(tx: Tx) -> tuple[Payment, ledger.Outcome | None, str | None]:

@@ -11,6 +11,7 @@ import pytest
 
 from anvil import permit2 as planted
 from anvil.devnet import Account, Devnet
+from chain import multicall
 from chain.eth import selector, uint_word
 from chain.networks import NETWORKS, Network
 from chain.rpc import Rpc
@@ -260,14 +261,114 @@ async def test_somebody_is_faster_than_our_transaction(
         assert (told["success"], told["transaction"]) == (True, theirs)
 
 
+async def claimed(
+    net: Devnet, database: str, node: FaultyNode, payloads: list[dict[str, Any]]
+) -> None:
+    """Payments that are claimed and signed here, and that no block has."""
+    node.fault("eth_sendRawTransaction", "drop")
+    async with opened(net, database, node.url, settle_wait_s=1) as ours:
+        for payload in payloads:
+            told = await ours.ask("settle", asking(payload, requirements()))
+            assert told["errorReason"] == "settlement_pending", told
+        async with ours.node.db.write() as tx:
+            await tx.execute("UPDATE payment SET lease_ms = 0")
+
+
+def invalidate(net: Devnet, payloads: list[dict[str, Any]]) -> None:
+    """The payer takes the nonces back at Permit2."""
+    for payload in payloads:
+        auth = permit2.parse(payload)
+        place, bit = divmod(int(auth.nonce, 16), 256)
+        data = selector("invalidateUnorderedNonces(uint256,uint256)")
+        data += uint_word(place) + uint_word(1 << bit)
+        net.send(auth.from_, permit2.PERMIT2, "0x" + data.hex())
+
+
+def paid_beside(net: Devnet, payloads: list[dict[str, Any]], units: int) -> str:
+    """One plain transfer of the payer to the seller, with all these nonces in its calldata."""
+    auths = [permit2.parse(payload) for payload in payloads]
+    data = selector("transfer(address,uint256)") + address_word(SELLER) + uint_word(units)
+    data += b"".join(bytes.fromhex(auth.nonce[2:]) for auth in auths)
+    return net.send(auths[0].from_, USDC.address, "0x" + data.hex())
+
+
+async def looked_at(net: Devnet, database: str) -> list[dict[str, Any]]:
+    """The background loop of a node that reaches the chain, once."""
+    async with opened(net, database) as ours:
+        async with ours.node.db.write() as tx:
+            await tx.execute("UPDATE payment SET lease_ms = 0")
+        await work.finish_payments(ours.node)
+        return await ours.rows()
+
+
+async def test_what_its_payer_takes_back_ends_as_failed(
+    net: Devnet, db_url: str, faulty_node: FaultyNode
+) -> None:
+    """Not before it is deep enough that no node's logs can lag behind it."""
+    payloads = [signed(net.accounts[0])]
+    await claimed(net, db_url, faulty_node, payloads)
+    invalidate(net, payloads)
+    assert [row["state"] for row in await looked_at(net, db_url)] == ["processing"]
+    net.rpc("anvil_mine", hex(120))
+    (row,) = await looked_at(net, db_url)
+    assert (row["state"], row["error_code"]) == ("failed", "invalid_transaction_state")
+    async with opened(net, db_url) as ours:
+        told = await ours.ask("settle", asking(payloads[0], requirements()))
+        assert (told["success"], told["errorReason"]) == (False, "invalid_transaction_state")
+
+
+async def test_a_transfer_is_one_payments_however_many_nonces_it_carries(
+    net: Devnet, db_url: str, faulty_node: FaultyNode
+) -> None:
+    """The payer takes three payments back and pays for one, in a transaction that names them all:
+    one seller's customer has paid."""
+    payloads = [signed(net.accounts[0]) for _ in range(3)]
+    await claimed(net, db_url, faulty_node, payloads)
+    invalidate(net, payloads)
+    theirs = paid_beside(net, payloads, 10_000)
+    await looked_at(net, db_url)
+    net.rpc("anvil_mine", hex(120))
+    rows = await looked_at(net, db_url)
+    assert sorted(row["state"] for row in rows) == ["failed", "failed", "succeeded"]
+    assert [row["tx_hash"] for row in rows if row["state"] == "succeeded"] == [theirs]
+    again = await looked_at(net, db_url)
+    assert [row["state"] for row in again] == [row["state"] for row in rows]
+
+
+async def test_less_than_the_amount_is_not_the_payment(
+    net: Devnet, sqlite_url: str, faulty_node: FaultyNode
+) -> None:
+    payloads = [signed(net.accounts[0])]
+    await claimed(net, sqlite_url, faulty_node, payloads)
+    invalidate(net, payloads)
+    paid_beside(net, payloads, 1)
+    assert [row["state"] for row in await looked_at(net, sqlite_url)] == ["processing"]
+    net.rpc("anvil_mine", hex(120))
+    assert [row["state"] for row in await looked_at(net, sqlite_url)] == ["failed"]
+
+
+async def test_two_payments_in_one_transaction_of_a_stranger_are_two(
+    net: Devnet, sqlite_url: str, faulty_node: FaultyNode
+) -> None:
+    payloads = [signed(net.accounts[0]) for _ in range(2)]
+    await claimed(net, sqlite_url, faulty_node, payloads)
+    calls = [
+        (permit2.EXACT_PROXY, permit2.settle_calldata(permit2.parse(each))) for each in payloads
+    ]
+    data = multicall.aggregate(calls, allow_failure=False)
+    theirs = net.send(net.operator.address, multicall.ADDRESS, "0x" + data.hex())
+    rows = await looked_at(net, sqlite_url)
+    assert [(row["state"], row["tx_hash"]) for row in rows] == [("succeeded", theirs)] * 2
+
+
 async def test_other_transfers_are_not_taken_for_it(net: Devnet) -> None:
     payer = net.accounts[0]
     auth = permit2.parse(signed(payer))
     net.transfer(payer.address, SELLER, 10_000)
     rpc = Rpc(NETWORK, [net.rpc_url])
     try:
-        spent = Spent(USDC, auth.from_, auth.nonce, SELLER)
-        assert await METHODS["permit2"].find(rpc, spent, 0) is None
+        spent = Spent(USDC, auth.from_, auth.nonce, SELLER, 10_000)
+        assert await METHODS["permit2"].find(rpc, spent, 0) == []
         assert not await METHODS["permit2"].is_used(rpc, spent, "latest")
     finally:
         await rpc.close()

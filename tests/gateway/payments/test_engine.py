@@ -77,8 +77,9 @@ def tx_of(outcome: object) -> str:
 def moved(desk: Desk, outcome: object, job: Job) -> transfers.Transfer | None:
     """The transfer of a job by its own logs."""
     assert isinstance(outcome, Handed) and outcome.receipt is not None
-    spent = Spent(USDC, job.payer, job.spends[2], PAY_TO)
-    return METHODS["eip3009"].transfer(NETWORK.caip2, outcome.receipt, spent)
+    spent = Spent(USDC, job.payer, job.spends[2], PAY_TO, 10_000)
+    found = METHODS["eip3009"].transfers(NETWORK.caip2, outcome.receipt, spent)
+    return found[0] if found else None
 
 
 async def looked_at(desk: Desk, job: Job) -> str:

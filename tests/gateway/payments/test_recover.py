@@ -316,7 +316,7 @@ async def test_a_node_that_lags_in_the_tokens_state_is_not_believed(
     if over:
         faulty_node.fault("eth_getBlockByNumber", "change", lambda b: {**b, "timestamp": late})
     faulty_node.fault("eth_getTransactionReceipt", "change", nothing, times=1)
-    faulty_node.fault("eth_getLogs", "change", no_logs, times=1)
+    faulty_node.fault("eth_getLogs", "change", no_logs)
 
     def behind(asked: dict[str, Any], result: Any) -> Any:
         # A node that lacks the newest block can answer about the one it calls the newest only.
