@@ -18,7 +18,7 @@ from starlette.routing import Route, Router
 from chain import tokens
 from chain.errors import ChainError
 from chain.rpc import Rpc
-from gateway import cache, ledger
+from gateway import admin, cache, ledger, observe
 from gateway.accounts import routes as account_routes
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.discovery import routes as discovery_routes
@@ -149,6 +149,7 @@ async def close_node(node: Node) -> None:
     """Finish what is queued and close every connection."""
     node.stopping.set()
     await node.looks.close()
+    await node.metrics.close()
     await node.writer.stop()
     await node.client.close()
     if node.limits.cache is not None:
@@ -196,6 +197,7 @@ def build(node: Node) -> ASGIApp:
             *discovery_routes.ROUTES,
             *quotes.ROUTES,
             *web_routes.ROUTES,
+            *admin.routes(node.settings.server),
         ]
     )
     return edge(_Front(node, own), max_headers_bytes=node.settings.server.max_headers_bytes)
@@ -228,7 +230,12 @@ class _Front:
         elif ours:
             await self._ours(scope, receive, send)
         else:
-            await self._priced(scope, target, receive, send)
+            try:
+                await self._priced(scope, target, receive, send)
+            except Problem as refusal:
+                if not send.begun:
+                    _count(refusal)
+                raise
 
     async def _ours(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[NODE] = self._node
@@ -283,8 +290,13 @@ class _Front:
             if not wants_page(accept.decode("latin-1")):
                 problem.headers["Vary"] = "Accept"
                 raise problem from problem.__cause__
+            _count(problem)
             page = payment_required(node.settings, problem, method, target.raw.decode("ascii"))
             await page(scope, receive, send)
+
+
+def _count(refusal: Problem) -> None:
+    observe.count("requests", outcome="unpaid" if refusal.status == 402 else "refused")
 
 
 async def _preflight(methods: Any, headers: Any, send: Send) -> None:

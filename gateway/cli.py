@@ -226,8 +226,8 @@ def serve(as_json: bool, config: Path | None, **given: Any) -> None:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
             raise
         raise Stop(
-            f"cannot listen on {settings.server.listen}: {error.strerror}; choose another address "
-            "with --listen or server.listen",
+            f"cannot listen on {error.filename or settings.server.listen}: {error.strerror}; choose"
+            " another address with --listen, server.listen or server.admin_listen",
             UNREACHABLE,
         ) from None
 

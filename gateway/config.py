@@ -260,7 +260,7 @@ class _Reader:
         facilitator = self._section(Facilitator, "facilitator", "facilitator", table)
         chains = tuple(self._chains(self._table(data, "chains"), credit))
         upstreams = tuple(self._upstreams(self._table(data, "upstreams")))
-        parts = rules.Parts(server, credit, chains, stripe, upstreams)
+        parts = rules.Parts(server, credit, chains, stripe, upstreams, self.base)
         for keys, text in rules.faults(parts, self._tables_left_out(data)):
             if not any(self._is_broken(key) for key in keys):
                 self.fault(keys[0], text)

@@ -43,6 +43,8 @@ class Parts:
     chains: tuple[Chain, ...]
     stripe: Stripe | None
     upstreams: tuple[Upstream, ...]
+    base: Path
+    """Relative paths count from here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def faults(parts: Parts, left_out: frozenset[str]) -> Iterator[Rule]:
     """Every rule that does not hold. ``left_out``: tables the configuration does not have."""
     if parts.server is not None:
         yield from _server(parts.server)
+        yield from _admin(parts.server, parts.base / parts.server.admin_token_file)
     if parts.stripe is not None:
         yield from _stripe(parts.stripe)
         if "chains" in left_out and not parts.stripe.enabled:
@@ -98,6 +101,21 @@ def _server(server: Server) -> Iterator[Rule]:
             ("server.pages_url", "server.public_url"),
             "is the same as server.public_url: pages need an origin no upstream shares",
         )
+
+
+def _admin(server: Server, file: Path) -> Iterator[Rule]:
+    keys = ("server.admin_token_file", "server.admin_listen")
+    try:
+        token = file.read_bytes().strip()
+    except FileNotFoundError:
+        if server.admin_listen is not None and not server.admin_listen.loopback:
+            yield keys, "is missing, and server.admin_listen is open to the network"
+        return
+    except OSError as error:
+        yield keys, f"cannot be read: {file}: {error.strerror}"
+        return
+    if not re.fullmatch(rb"[!-~]{24,200}", token):
+        yield keys, "should hold 24 to 200 characters without spaces; take them at random"
 
 
 def _stripe(stripe: Stripe) -> Iterator[Rule]:

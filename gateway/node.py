@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from chain.errors import Rejected
-from gateway import ledger
+from gateway import ledger, metrics
 from gateway.accounts import wallets
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.errors import Problem
@@ -19,7 +19,7 @@ from gateway.payments.card import Cards
 from gateway.payments.rails import Rails
 from gateway.proxy.client import Origin, UpstreamClient
 from gateway.proxy.routes_table import RouteTable
-from gateway.ready import Looks, look
+from gateway.ready import Looks, Readiness, look
 from gateway.settings import Settings, Upstream
 
 _REMEMBERED_WALLETS = 100_000
@@ -60,11 +60,13 @@ class Node:
     # Set when the process has been told to stop.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
-    # What ``/readyz`` says.
-    looks: Looks = field(init=False)
+    # What ``/readyz`` and ``/metrics`` say.
+    looks: Looks[Readiness] = field(init=False)
+    metrics: Looks[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.looks = Looks(partial(look, self))
+        self.metrics = Looks(partial(metrics.look, self))
         self.authority = self.settings.server.authority
         self.scheme = self.settings.server.scheme
 

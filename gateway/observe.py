@@ -11,6 +11,8 @@ import mmap
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from chain.networks import NETWORKS
+
 log: Final = logging.getLogger("farebox")
 
 
@@ -38,6 +40,23 @@ class Counter(NamedTuple):
 
 OTHER: Final = "other"  # of every counter: a value that does not stand here
 COUNTERS: Final[dict[str, Counter]] = {
+    "requests": Counter(
+        "Requests to priced routes: paid, run and not charged, answered from store, 402, or refused"
+        " in another way.",
+        "outcome",
+        ("paid", "uncharged", "replayed", "unpaid", "refused", OTHER),
+    ),
+    "settlements": Counter(
+        "Payments on chain: ended (succeeded, failed), not known in time (pending), and not sent"
+        " because they were refused or because nothing can be sent (unavailable).",
+        "outcome",
+        ("succeeded", "failed", "pending", "refused", "unavailable", OTHER),
+    ),
+    "gas_spent_gwei": Counter(
+        "What our transactions cost, once a block has them, in 1e-9 of the gas coin.",
+        "network",
+        (*(network.caip2 for network in NETWORKS.values()), OTHER),
+    ),
     "oddity": Counter(
         "What should not come from an upstream, a provider or a node, and was not believed.",
         "kind",
@@ -82,7 +101,7 @@ class _Counts:
 _counts: Final = _Counts()
 
 
-def count(name: str, **label: str) -> None:
+def count(name: str, more: int = 1, **label: str) -> None:
     """One more: ``count("oddity", kind="meter_malformed")``. Of one event loop, never of threads.
 
     A value that does not stand in ``COUNTERS`` counts as ``other``; raises ``KeyError`` for a name
@@ -90,7 +109,15 @@ def count(name: str, **label: str) -> None:
     """
     (value,) = label.values()
     place = _PLACES.get((name, value))
-    _counts.mine[_PLACES[name, OTHER] if place is None else place] += 1
+    _counts.mine[_PLACES[name, OTHER] if place is None else place] += more
+
+
+_PAID: Final = _PLACES["requests", "paid"]
+
+
+def count_paid() -> None:
+    """``count("requests", outcome="paid")``, for the one place where every lookup shows."""
+    _counts.mine[_PAID] += 1
 
 
 def share(processes: int) -> None:

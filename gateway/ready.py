@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 from chain.errors import ChainError
 from chain.survey import survey
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gateway.node import Node
 
 KEEP_S: Final = 1.0
+T = TypeVar("T")
 
 
 class Readiness(NamedTuple):
@@ -26,7 +27,7 @@ class Readiness(NamedTuple):
     checks: dict[str, str]
 
 
-class Looks:
+class Looks(Generic[T]):
     """One look at a time: anybody may ask, and a look asks the database and every chain.
 
     Who asks while one is under way waits for it; for ``KEEP_S`` after its end its answer is given.
@@ -34,16 +35,16 @@ class Looks:
 
     def __init__(
         self,
-        look: Callable[[], Awaitable[Readiness]],
+        look: Callable[[], Awaitable[T]],
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._look = look
         self._clock_s = clock_s
-        self._running: asyncio.Task[Readiness] | None = None
-        self._last: Readiness | None = None
+        self._running: asyncio.Task[T] | None = None
+        self._last: T | None = None
         self._until_s = 0.0
 
-    async def ask(self) -> Readiness:
+    async def ask(self) -> T:
         """How it stands. Raises what the look raises, which is not kept."""
         if self._last is not None and self._clock_s() < self._until_s:
             return self._last
@@ -52,7 +53,7 @@ class Looks:
         # Who hangs up does not end it for the others.
         return await asyncio.shield(self._running)
 
-    async def _once(self) -> Readiness:
+    async def _once(self) -> T:
         try:
             self._last = await self._look()
             self._until_s = self._clock_s() + KEEP_S

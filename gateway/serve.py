@@ -8,20 +8,22 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
-from gateway import reload, work
+from gateway import admin, reload, work
 from gateway.app import build, closing, open_node
+from gateway.forms import Listen
 from gateway.node import Node
 from gateway.observe import log, set_up
 from gateway.payments import in_hand
 from gateway.proxy import leases
-from gateway.settings import Settings
+from gateway.settings import Server, Settings
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.types import ASGIApp
 
 _BACKLOG: Final = 2_048
 
@@ -29,17 +31,40 @@ _BACKLOG: Final = 2_048
 def serve(settings: Settings, *, as_json: bool = False) -> None:
     """Until it is told to stop. Raises ``OSError`` if the port is in use."""
     set_up(settings.server.log_level)
-    if settings.server.workers > 1:
-        from gateway import workers
+    with _admin(settings.server) as door:
+        if settings.server.workers > 1:
+            from gateway import workers
 
-        workers.run(settings, lambda: announce(settings, as_json=as_json))
-        return
-    # Taken before anything else, so that a second gateway says so at once. And whoever reads that
-    # we are ready may connect at once: the kernel keeps it until we accept.
-    sock = bind(settings)
-    sock.listen(_BACKLOG)
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_alone(settings, sock, as_json=as_json))
+            workers.run(settings, door, lambda: announce(settings, door, as_json=as_json))
+            return
+        # Taken before anything else, so that a second gateway says so at once. And whoever reads
+        # that we are ready may connect at once: the kernel keeps it until we accept.
+        sock = bind(settings.server.listen)
+        sock.listen(_BACKLOG)
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(_alone(settings, sock, door, as_json=as_json))
+
+
+@contextmanager
+def _admin(server: Server) -> Iterator[socket.socket | None]:
+    """A socket at ``server.admin_listen`` that takes connections; None without one.
+
+    Of several workers the first answers there; the parent keeps the socket while that one is
+    started again. Raises ``OSError`` if an address that was asked for is in use; the default one
+    is done without.
+    """
+    door = None
+    if server.admin_listen is not None:
+        try:
+            door = bind(server.admin_listen)
+        except OSError as error:
+            if "admin_listen" in server.model_fields_set:
+                raise
+            log.warning("no metrics: %s; set server.admin_listen", error)
+    with door or nullcontext():
+        if door is not None:
+            door.listen(_BACKLOG)
+        yield door
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -52,9 +77,9 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def bind(settings: Settings, *, port: int | None = None, shared: bool = False) -> socket.socket:
-    """A socket at ``server.listen``. ``shared``: others of ours may take the same port."""
-    listen = settings.server.listen
+def bind(listen: Listen, *, port: int | None = None, shared: bool = False) -> socket.socket:
+    """A socket at an address. ``shared``: others of ours may take the same port. Raises ``OSError``
+    that names it as its ``filename``."""
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -62,22 +87,27 @@ def bind(settings: Settings, *, port: int | None = None, shared: bool = False) -
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((listen.host, listen.port if port is None else port))
-    except BaseException:
+    except OSError as error:
         sock.close()
+        error.filename = str(listen)
         raise
     return sock
 
 
-async def _alone(settings: Settings, sock: socket.socket, *, as_json: bool) -> None:
+async def _alone(
+    settings: Settings, sock: socket.socket, door: socket.socket | None, *, as_json: bool
+) -> None:
     node = await open_node(settings)
     async with closing(node):
-        server = uvicorn_server(node)
+        server = uvicorn_server(node, build(node))
         _stop_on_signals(server)
-        announce(settings, as_json=as_json)
-        await run(node, server, sock, again=reload.reader(settings))
+        announce(settings, door, as_json=as_json)
+        await run(node, server, sock, door, again=reload.reader(settings))
 
 
-async def as_worker(settings: Settings, port: int, orders: Orders, *, first: bool) -> None:
+async def as_worker(
+    settings: Settings, port: int, orders: Orders, door: socket.socket | None, *, first: bool
+) -> None:
     """One of several processes: with its own writer, pools, loop and socket.
 
     The socket exists only while this process can accept: with SO_REUSEPORT the kernel shares new
@@ -85,12 +115,12 @@ async def as_worker(settings: Settings, port: int, orders: Orders, *, first: boo
     """
     node = await open_node(settings)
     async with closing(node):
-        server = uvicorn_server(node)
+        server = uvicorn_server(node, build(node))
         orders.obey(server)
-        sock = bind(settings, port=port, shared=True)
+        sock = bind(settings.server.listen, port=port, shared=True)
         sock.listen(_BACKLOG)
         orders.ready()
-        await run(node, server, sock, audits=first, again=reload.reader(settings))
+        await run(node, server, sock, door, audits=first, again=reload.reader(settings))
 
 
 class Orders:
@@ -127,14 +157,14 @@ class Orders:
         loop.add_reader(self._lifeline, orphaned)
 
 
-def uvicorn_server(node: Node) -> uvicorn.Server:
-    """The HTTP server for an open node."""
+def uvicorn_server(node: Node, app: ASGIApp) -> uvicorn.Server:
+    """The HTTP server for an application of an open node."""
     import uvicorn
 
     from gateway.proxy import wire
 
     config = uvicorn.Config(
-        build(node),
+        app,
         http=wire.protocol(),
         ws="none",
         lifespan="off",
@@ -153,11 +183,13 @@ async def run(
     node: Node,
     server: uvicorn.Server,
     sock: socket.socket,
+    door: socket.socket | None = None,
     *,
     audits: bool = True,
     again: reload.Read | None = None,
 ) -> None:
-    """Serve until the server is told to stop. ``again`` reads the settings at a SIGHUP."""
+    """Serve until the server is told to stop; on ``door`` what is for the operator alone. ``again``
+    reads the settings at a SIGHUP."""
     _settle_memory()
     tasks = [
         asyncio.create_task(leases.renewing(node)),
@@ -168,12 +200,29 @@ async def run(
     if node.settings.server.work:
         tasks.append(asyncio.create_task(work.loop(node, audits=audits)))
     try:
-        await server.serve(sockets=[sock])
+        async with _beside(node, door):
+            await server.serve(sockets=[sock])
     finally:
         node.stopping.set()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _beside(node: Node, door: socket.socket | None) -> AsyncIterator[None]:
+    """The second listener, from before the first one serves until it has stopped."""
+    if door is None:
+        yield
+        return
+    server = uvicorn_server(node, admin.build(node))
+    server.capture_signals = nullcontext  # type: ignore[assignment, method-assign]  # the first's
+    serving = asyncio.create_task(server.serve(sockets=[door]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await asyncio.gather(serving, return_exceptions=True)
 
 
 def _settle_memory() -> None:
@@ -200,11 +249,14 @@ def _stop_on_signals(server: uvicorn.Server) -> None:
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
 
 
-def announce(settings: Settings, *, as_json: bool) -> None:
+def announce(settings: Settings, door: socket.socket | None = None, *, as_json: bool) -> None:
     """One line that says it is there; for programs as JSON."""
     url = settings.server.public_url
     if as_json:
-        line = json.dumps({"ready": True, "url": url, "listen": str(settings.server.listen)})
-        print(line, flush=True)  # noqa: T201  (the command's own output)
+        told = {"ready": True, "url": url, "listen": str(settings.server.listen)}
+        if door is not None:
+            host, port, *_ = door.getsockname()
+            told["admin"] = str(Listen(host, port))
+        print(json.dumps(told), flush=True)  # noqa: T201  (the command's own output)
     else:
         log.info("Farebox is at %s", url)

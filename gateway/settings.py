@@ -50,8 +50,6 @@ from gateway.forms import (
 NO_EFFECT: Final = frozenset(
     {
         ("Server", "pages_url"),
-        ("Server", "admin_listen"),
-        ("Server", "admin_token_file"),
         ("Chain", "native_usd_units"),
     }
 )

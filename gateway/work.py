@@ -15,6 +15,7 @@ from typing import Final
 
 from chain.errors import ChainError
 from chain.survey import survey
+from gateway import metrics
 from gateway.accounts import credentials, proofs
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.ledger import audit, sweep
@@ -195,7 +196,11 @@ async def _purge(node: Node) -> None:
 
 
 async def _reconcile(node: Node) -> None:
-    await reconcile.run(node.rails)
+    places: dict[str, int] = {}
+    for each in await reconcile.run(node.rails):
+        odd = sum(not difference.explained for difference in each.differences)
+        places[each.where] = places.get(each.where, 0) + odd
+    await metrics.note(node.db, "outside", places)
 
 
 async def _audit(node: Node) -> None:
@@ -203,6 +208,7 @@ async def _audit(node: Node) -> None:
     broken = await asyncio.to_thread(lambda: asyncio.run(_verify(node.settings.server.database)))
     for each in broken:
         log.error("the books are wrong: %s: %s: %s", each.name, each.meaning, each.rows[:1])
+    await metrics.note(node.db, "books", {"ledger": len(broken)})
 
 
 async def _verify(url: str) -> list[audit.Broken]:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
-from gateway import reload, serve
+from gateway import observe, reload, serve
 from gateway.app import BadToken
 from gateway.db import Database, DatabaseUnavailable
 from gateway.migrations.run import NewerDatabase, migrate
@@ -48,8 +48,10 @@ class WorkersFailed(Exception):  # noqa: N818  (the outcome, not a mistake of a 
     """The workers cannot be started, or not be kept running."""
 
 
-def run(settings: Settings, announce: Callable[[], None]) -> None:
+def run(settings: Settings, door: socket.socket | None, announce: Callable[[], None]) -> None:
     """Serve with ``server.workers`` processes until told to stop; ``announce`` when all are up.
+
+    ``door`` listens for the operator: the first worker answers there, whichever process it is.
 
     Raises ``OSError`` if the port is in use, what ``open_node`` raises, and ``WorkersFailed``.
     """
@@ -58,18 +60,20 @@ def run(settings: Settings, announce: Callable[[], None]) -> None:
     set_up(settings.server.log_level, process=True)
     with _reserved(settings) as port:
         asyncio.run(_migrate(settings))
+        observe.share(settings.server.workers)
         _load()
         with _woken_by_signals() as wake:
-            _Crew(settings, port, wake, announce).run()
+            _Crew(settings, port, wake, announce, door).run()
 
 
 @contextmanager
 def _reserved(settings: Settings) -> Iterator[int]:
     """The port, kept for the workers by a socket that is bound and does not listen."""
     # SO_REUSEPORT alone would share the port with another gateway of the same user unnoticed.
-    with serve.bind(settings) as alone:
+    listen = settings.server.listen
+    with serve.bind(listen) as alone:
         port: int = alone.getsockname()[1]
-    with serve.bind(settings, port=port, shared=True):
+    with serve.bind(listen, port=port, shared=True):
         yield port
 
 
@@ -115,7 +119,7 @@ def _woken_by_signals() -> Iterator[int]:
 class _Worker:
     """A place for a worker process, and the process that has it now."""
 
-    first: bool
+    number: int
     pid: int = 0  # 0: none
     status: int = -1  # what it says comes from here; -1: it has ended
     said: bytes = b""
@@ -131,6 +135,7 @@ class _Crew:
     port: int
     wake: int
     announce: Callable[[], None]
+    door: socket.socket | None = None
     workers: list[_Worker] = field(default_factory=list)
     lifeline: tuple[int, int] = (-1, -1)
     announced: bool = False
@@ -139,7 +144,7 @@ class _Crew:
     fault: Exception | None = None
 
     def run(self) -> None:
-        self.workers = [_Worker(first=i == 0) for i in range(self.settings.server.workers)]
+        self.workers = [_Worker(number) for number in range(self.settings.server.workers)]
         self.lifeline = os.pipe()
         try:
             while not (self.stopping and all(worker.pid == 0 for worker in self.workers)):
@@ -285,9 +290,13 @@ class _Crew:
                 if other.status >= 0:
                     os.close(other.status)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            observe.be_process(worker.number)
+            first = worker.number == 0
+            if self.door is not None and not first:
+                self.door.close()
+            door = self.door if first else None
             with asyncio.Runner(loop_factory=serve.loop_factory()) as runner:
-                work = serve.as_worker(self.settings, self.port, orders, first=worker.first)
-                runner.run(work)
+                runner.run(serve.as_worker(self.settings, self.port, orders, door, first=first))
             code = 0
         except Exception as error:
             if type(error).__name__ not in _FAULTS:

@@ -40,15 +40,15 @@ async def admitted(tx: Tx, row: Inbound) -> bool:
     sure = row.value_units <= instant or bool(row.agreed)
     if not new or not sure:
         return sure
-    if await _provisional_units(tx, row.network) + row.value_units > limit:
+    if await provisional_units(tx, row.network) + row.value_units > limit:
         return False
     if at_inclusion:
         return True
-    its = await _provisional_units(tx, row.network, row.from_address)
+    its = await provisional_units(tx, row.network, row.from_address)
     return its + row.value_units <= instant
 
 
-async def _provisional_units(tx: Tx, network: str, wallet: str = "") -> int:
+async def provisional_units(tx: Tx, network: str, wallet: str = "") -> int:
     """What is minted and not yet safe, of one wallet or (without one) of all."""
     found: int = await tx.fetchval(
         "SELECT coalesce(sum(value_units), 0) FROM inbound WHERE network = $1"

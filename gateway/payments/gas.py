@@ -27,6 +27,7 @@ from wallet_auth.keys import address_of, private_key
 
 HOUR_MS: Final = 3_600_000
 PAUSE_STUCK_MS: Final = 60_000  # no more is queued behind a transaction that is stuck for so long
+STANDINGS: Final = ("ok", "low", "empty", "stuck")
 LOW: Final = 20  # settlements that a gas account should be good for
 USUAL_GAS: Final = 130_000  # of one settlement, generously
 NOTE_EVERY_MS: Final = 60_000
@@ -93,6 +94,12 @@ async def choose(rails: Rails, chain: Chain) -> GasAccount:
 async def _within_budget(tx: Tx, chain: Chain, now_ms: int) -> None:
     if chain.gas_per_hour_gwei is None:
         return
+    if await spent_gwei(tx, chain, now_ms) >= chain.gas_per_hour_gwei:
+        raise Unavailable("gas_budget_spent", f"{chain.name}: gas_per_hour is used up")
+
+
+async def spent_gwei(tx: Tx, chain: Chain, now_ms: int) -> int:
+    """Gas money of the last hour, what is under way included."""
     # What is settled for others has a budget of its own (gateway/facilitator).
     spent: int = await tx.fetchval(
         "SELECT CAST(coalesce(sum(cost_gwei), 0) AS BIGINT) FROM chain_nonce WHERE network = $1"
@@ -102,8 +109,7 @@ async def _within_budget(tx: Tx, chain: Chain, now_ms: int) -> None:
         now_ms - HOUR_MS,
         journal.FACILITATOR,
     )
-    if spent >= chain.gas_per_hour_gwei:
-        raise Unavailable("gas_budget_spent", f"{chain.name}: gas_per_hour is used up")
+    return spent
 
 
 def _is_stuck(row: Row | None, now_ms: int) -> bool:
@@ -130,18 +136,32 @@ async def standing(rails: Rails) -> dict[str, str]:
                 await _within_budget(tx, chain, now_ms)
             except Unavailable as error:
                 found[chain.caip2] = error.code
-            for account in accounts(chain):
-                row = await tx.fetchrow(
-                    "SELECT stuck_ms, balance_gwei, need_gwei FROM gas_account WHERE network = $1"
-                    " AND sender = $2",
-                    chain.caip2,
-                    account.address,
-                )
-                if row is not None and row["stuck_ms"] is not None:
-                    found[f"{chain.caip2} {account.address}"] = "stuck"
-                elif _is_short(row, LOW):
-                    short = "empty" if _is_short(row, 1) else "low"
-                    found[f"{chain.caip2} {account.address}"] = short
+            for account, (state, _) in zip(
+                accounts(chain), await accounts_now(tx, chain), strict=True
+            ):
+                if state != "ok":
+                    found[f"{chain.caip2} {account.address}"] = state
+    return found
+
+
+async def accounts_now(tx: Tx, chain: Chain) -> list[tuple[str, int | None]]:
+    """Each gas account of a network, in the order of the configuration: one of ``STANDINGS``, and
+    for how many settlements it is good (None: nobody has looked yet). As of the last look."""
+    rows = await tx.fetch(
+        "SELECT sender, stuck_ms, balance_gwei, need_gwei FROM gas_account WHERE network = $1",
+        chain.caip2,
+    )
+    known = {row["sender"]: row for row in rows}
+    found: list[tuple[str, int | None]] = []
+    for account in accounts(chain):
+        row = known.get(account.address)
+        left = None
+        if row is not None and row["balance_gwei"] is not None and row["need_gwei"]:
+            left = row["balance_gwei"] // row["need_gwei"]
+        state = "empty" if _is_short(row, 1) else "low" if _is_short(row, LOW) else "ok"
+        if row is not None and row["stuck_ms"] is not None:
+            state = "stuck"
+        found.append((state, left))
     return found
 
 

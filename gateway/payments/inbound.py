@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Final, Literal
 
 from chain.transfers import Transfer
-from gateway import ledger
+from gateway import ledger, observe
 from gateway.accounts import wallets
 from gateway.db import Row, Tx, WriteConflict
 from gateway.payments import exposure, nonces
@@ -303,7 +303,7 @@ async def credit(tx: Tx, row: Inbound, now_ms: int, hold: MakeHold | None = None
         now_ms,
     )
     if row.payment_id is not None:
-        await tx.execute(
+        ended = await tx.execute(
             "UPDATE payment SET state = 'succeeded', tx_hash = $2, lot_id = $3,"
             " updated_at_ms = $4, error_code = NULL, error_detail = NULL"
             " WHERE id = $1 AND state <> 'succeeded'",
@@ -312,10 +312,17 @@ async def credit(tx: Tx, row: Inbound, now_ms: int, hold: MakeHold | None = None
             done.lot_id,
             now_ms,
         )
+        if ended:
+            count_ended(tx, "succeeded")
     found = await locked(tx, row.network, row.tx_hash, row.n)
     if found is None:
         raise ledger.LedgerFault(f"the transfer {row.tx_hash}/{row.n} vanished")
     return Placed(found, extra=outcomes[1] if hold is not None else None)
+
+
+def count_ended(tx: Tx, outcome: str) -> None:
+    """A payment on chain has ended, once this transaction stands."""
+    tx.after_commit(lambda: observe.count("settlements", outcome=outcome))
 
 
 async def _replaces(tx: Tx, row: Inbound) -> str | None:

@@ -207,7 +207,7 @@ async def finish(
         )
     else:
         # One that waits to be safe keeps its state: it is looked at again.
-        await tx.execute(
+        new = await tx.execute(
             "UPDATE payment SET state = $5, tx_hash = $2, lot_id = $3, updated_at_ms = $4,"
             " error_code = NULL, error_detail = NULL WHERE id = $1 AND state <> 'succeeded'",
             payment_id,
@@ -216,6 +216,8 @@ async def finish(
             now_ms,
             "succeeded" if placed.row.state == "minted" else "processing",
         )
+        if new and placed.row.state == "minted":
+            inbound.count_ended(tx, "succeeded")
     done = await by_id(tx, payment_id)
     if done is None:
         raise ledger.LedgerFault(f"payment {payment_id} vanished")
@@ -224,29 +226,34 @@ async def finish(
 
 async def _finish_for_others(tx: Tx, payment: Payment, transfer: Transfer, now_ms: int) -> Payment:
     """The money went to somebody else's seller: nothing is minted here."""
-    await tx.execute(
+    new = await tx.execute(
         "UPDATE payment SET state = 'succeeded', tx_hash = $2, updated_at_ms = $3,"
         " error_code = NULL, error_detail = NULL WHERE id = $1 AND state <> 'succeeded'",
         payment.id,
         transfer.tx_hash,
         now_ms,
     )
+    if new:
+        inbound.count_ended(tx, "succeeded")
     return await by_id(tx, payment.id) or payment
 
 
 async def fail(tx: Tx, payment_id: str, code: str, detail: str, now_ms: int) -> None:
     """The payment can never succeed: nothing moved, and nothing will."""
-    await tx.execute(
+    provider = await tx.fetchval(
         # One that had minted once and left the chain was not just refused.
         "UPDATE payment SET state = CASE WHEN lot_id IS NULL THEN 'failed' ELSE 'reversed' END,"
         " error_code = $2, error_detail = $3,"
-        " updated_at_ms = $4 WHERE id = $1 AND state IN ('created', 'processing')",
+        " updated_at_ms = $4 WHERE id = $1 AND state IN ('created', 'processing')"
+        " RETURNING provider",
         payment_id,
         code,
         # Other parties' words; what no text column takes must not keep a payment open.
         detail[:500].encode("utf-8", "replace").decode("utf-8").replace("\0", "?"),
         now_ms,
     )
+    if provider not in (None, "stripe"):
+        inbound.count_ended(tx, "failed")
 
 
 async def release(tx: Tx, payment_id: str, at_ms: int) -> None:

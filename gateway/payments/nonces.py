@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from chain import sender
 from chain.sender import Prepared
+from gateway import observe
 from gateway.db import Row, Tx
 
 
@@ -203,16 +204,25 @@ async def open_of(tx: Tx, network: str, gas_account: str, limit: int) -> Sequenc
 
 async def close(tx: Tx, of: Prepared, cost_gwei: int | None, now_ms: int) -> None:
     """A block has used this nonce. ``cost_gwei``: what it cost, where that is known."""
-    await tx.execute(
-        "UPDATE chain_nonce SET done_ms = coalesce(done_ms, $4),"
-        " cost_gwei = coalesce($5, cost_gwei)"
-        " WHERE network = $1 AND sender = $2 AND nonce = $3",
-        of.network,
-        of.sender,
-        of.nonce,
+    key = (of.network, of.sender, of.nonce)
+    first = await tx.execute(
+        "UPDATE chain_nonce SET done_ms = $4, cost_gwei = coalesce($5, cost_gwei)"
+        " WHERE network = $1 AND sender = $2 AND nonce = $3 AND done_ms IS NULL",
+        *key,
         now_ms,
         cost_gwei,
     )
+    if cost_gwei is None:
+        return
+    if first:
+        tx.after_commit(lambda: observe.count("gas_spent_gwei", cost_gwei, network=of.network))
+    else:
+        await tx.execute(
+            "UPDATE chain_nonce SET cost_gwei = $4"
+            " WHERE network = $1 AND sender = $2 AND nonce = $3",
+            *key,
+            cost_gwei,
+        )
 
 
 async def reopen(tx: Tx, network: str, gas_account: str, mined: int) -> None:

@@ -25,6 +25,7 @@ class Remote:
 
     good_until_s: float = float("-inf")
     rest_until_s: float = float("-inf")
+    why: str = ""  # it rests
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 

@@ -80,7 +80,16 @@ async def usable(rails: Rails, chain: Chain) -> bool:
         return False
 
 
+def standing(rails: Rails, chain: Chain) -> str | None:
+    """Why the network's facilitator is passed over now; None: it is not, or nobody has asked it."""
+    remote = rails.remotes.get(chain.caip2)
+    if remote is None or asyncio.get_running_loop().time() >= remote.rest_until_s:
+        return None
+    return remote.why
+
+
 def _pass_over(chain: Chain, remote: Remote, why: str) -> None:
+    remote.why = why
     remote.good_until_s = float("-inf")
     remote.rest_until_s = asyncio.get_running_loop().time() + REST_S
     log.warning("%s: the facilitator %s; payments are settled here meanwhile", chain.name, why)

@@ -22,7 +22,7 @@ from chain.errors import ChainError, Rejected, Unavailable
 from chain.receipts import Receipt
 from chain.rpc import Rpc
 from chain.schemes import eip3009
-from gateway import ledger
+from gateway import ledger, observe
 from gateway.accounts import credentials, wallets
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable, Tx, transact
 from gateway.errors import Problem
@@ -199,6 +199,7 @@ async def _settle(
     except Rejected as refusal:
         return await _spent_before(rails, order, rpc, refusal)
     except ChainError as error:
+        observe.count("settlements", outcome="unavailable")
         raise refused(error) from error
     if handed is None:
         return None
@@ -216,6 +217,8 @@ async def _settle(
         await _let_go(rails, payment)
     if handed.receipt is None and order.chain.facilitator:
         payment = await _by_others(rails, payment)
+    if payment.state == "processing":
+        observe.count("settlements", outcome="pending")
     return Paid(
         payment, order.price_units, held, repeat=False, same_presenter=True, credential=credential
     )
@@ -295,6 +298,7 @@ async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected)
             spent = Spent(order.asset, auth.from_, auth.nonce, order.chain.pay_to, auth.value_units)
             found = await recover.seen(rpc, spent, "eip3009")
         if found is None:
+            observe.count("settlements", outcome="refused")
             raise refusal
         recipient_chain = await _chain_of_contract(rpc, order)
     except ChainError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from gateway import observe
 from gateway.errors import Problem
 from gateway.fields import values
 from gateway.limits import Client
@@ -50,6 +51,7 @@ async def answer_unpaid(node: Node, request: Request, price: Quote, send: Outgoi
         description=request.route.description,
         extensions=_extensions(node, request, price),
     )
+    observe.count("requests", outcome="unpaid")
     await send.whole(402, [], lines, answer)
 
 

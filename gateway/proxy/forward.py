@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from gateway import ledger
+from gateway import ledger, observe
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.fields import values
@@ -101,7 +101,10 @@ async def run_call(call: HeldCall, incoming: Incoming) -> None:
     finally:
         node.in_flight.pop(hold.id, None)
         ticket.flight.land(charged=call.charged)
-        if not call.charged:
+        if call.charged:
+            observe.count_paid()
+        else:
+            observe.count("requests", outcome="uncharged")
             ended_uncharged(node, hold.account_id, incoming.client)
 
 

@@ -21,6 +21,7 @@ from typing import Any, Final
 from urllib.parse import quote as quoted
 
 from chain.errors import ChainError
+from gateway import observe
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.fields import Fields, values
@@ -149,6 +150,7 @@ async def _call(call: _Asked, receive: Receive, send: Outgoing) -> None:
     except Problem as problem:
         if over_http:
             raise
+        observe.count("requests", outcome="unpaid" if problem.status == 402 else "refused")
         told = messages.refusal(_payable(call, problem), call.message, call.log_id)
         await _send(send, messages.answer(call.message.id, "result", told))
         return

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from chain.errors import ChainError
-from gateway import ledger
+from gateway import ledger, observe
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.fields import by_name, first, values
@@ -70,6 +70,7 @@ async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) 
     try:
         taken = await _taken(node, request, caller, body)
         if isinstance(taken, replies.Reply):
+            observe.count("requests", outcome="replayed")
             await replies.send(taken, request.method, send)
             return
         incoming = forward.Incoming(

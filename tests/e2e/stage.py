@@ -286,7 +286,7 @@ routes = {self.routes}
         return servers.in_thread(read())
 
     def change(self, sql: str, *params: Any) -> None:
-        """Change the database by hand, while nothing runs on it."""
+        """Change the database by hand: what only a fault could do."""
 
         async def write() -> None:
             db = await Database.connect(self.settings().server.database)

@@ -218,8 +218,6 @@ def test_settings_without_effect_are_named(
     file = tmp_path / "farebox.toml"
     head = """[server]
 pages_url = "http://pages.test"
-admin_listen = "127.0.0.1:9"
-admin_token_file = "other.token"
 """
     text = file.read_text(encoding="utf-8")
     told = [warned(farebox)]
