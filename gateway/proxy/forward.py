@@ -92,6 +92,8 @@ async def run_call(call: HeldCall, incoming: Incoming) -> None:
         async with _open(call, incoming) as answer:
             await call.relay(answer)
     except Problem as problem:
+        if problem.code == "upstream_wants_payment":
+            observe.count("oddity", kind="upstream_wants_payment")
         await call.failed(problem)
     except BaseException:
         # A fault of ours or a cancelled task: nothing was delivered whole, so nothing is

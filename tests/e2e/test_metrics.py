@@ -97,6 +97,8 @@ async def test_what_happened_is_told(launch: Launch, api: Any, dialect: str) -> 
         assert (await http.get(path, headers=headers)).status_code == 200
         assert (await http.get(path, headers=headers)).headers["farebox-replayed"] == "true"
         assert (await http.get(f"{path}/other", headers=headers)).status_code == 401
+        asks = wallet.sign("GET", gateway.url + "/402")
+        assert (await http.get("/402", headers=asks)).status_code == 502
         fails = wallet.sign("GET", gateway.url + "/reset")
         assert (await http.get("/reset", headers=fails)).status_code == 502
         running = http.get(
@@ -108,9 +110,10 @@ async def test_what_happened_is_told(launch: Launch, api: Any, dialect: str) -> 
         gate.open()
         assert (await task).status_code == 200
     await becomes(door, 0, "holds_open")
-    for outcome, number in (("paid", 2), ("unpaid", 1), ("replayed", 1), ("uncharged", 1)):
+    for outcome, number in (("paid", 2), ("unpaid", 1), ("replayed", 1), ("uncharged", 2)):
         assert door.value("requests_total", outcome=outcome) == number, outcome
     assert door.value("requests_total", outcome="refused") == 1
+    assert door.value("oddity_total", kind="upstream_wants_payment") == 1
     assert door.value("settlements_total", outcome="succeeded") == 1
     network = "eip155:84532"
     assert door.value("gas_spent_gwei_total", network=network) > 0
