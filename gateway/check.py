@@ -244,12 +244,25 @@ async def _chain(settings: Settings, chain: Chain) -> AsyncIterator[Finding]:
         async for finding in _settlers(chain, rpc):
             yield finding
         yield await _batching(chain, rpc)
+        if chain.facilitator:
+            yield await _facilitator(chain)
         async for finding in _second_opinion(chain, rpc):
             yield finding
     except ChainError as error:
         yield Finding(name, "fail", f"{error.code}: {error.detail}")
     finally:
         await rpc.close()
+
+
+async def _facilitator(chain: Chain) -> Finding:
+    """Whether somebody else's facilitator would be asked. Without it payments are settled here."""
+    from gateway.payments import remote
+
+    name = f"chain {chain.name}"
+    if await remote.settles_here(chain):
+        return Finding(name, "ok", f"the facilitator says that it settles on {chain.caip2}")
+    said = f"the facilitator does not say that it settles on {chain.caip2}: it is passed over"
+    return Finding(name, "warn", said)
 
 
 async def _past(settings: Settings, chain: Chain, rpc: Rpc) -> AsyncIterator[Finding]:

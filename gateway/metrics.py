@@ -122,7 +122,10 @@ def _process(node: Node) -> Iterator[Family]:
         broken,
     )
     resting = [
-        Sample(int(remote.standing(node.rails, chain) is not None), {"network": chain.caip2})
+        Sample(
+            int(remote.standing(node.rails, chain) == remote.PASSED_OVER),
+            {"network": chain.caip2},
+        )
         for chain in node.settings.chains
         if chain.facilitator
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 from chain.errors import ChainError
 from chain.survey import survey
 from gateway.db import DatabaseUnavailable
-from gateway.payments import gas
+from gateway.payments import gas, remote
 
 if TYPE_CHECKING:
     from gateway.node import Node
@@ -96,6 +96,10 @@ async def look(node: Node) -> Readiness:
         for view in await survey(rpc, node.now_s()):
             if view.fault in ("rpc_lagging", "rpc_disagrees", "rpc_stale"):
                 checks[f"{caip2} {view.label}"] = view.fault
+    for chain in node.settings.chains:
+        if chain.facilitator:
+            # Said, and no reason either: meanwhile payments are settled here.
+            checks[f"{chain.caip2} facilitator"] = remote.standing(node.rails, chain)
     with suppress(DatabaseUnavailable):  # said above already
         checks |= {f"gas {where}": what for where, what in (await gas.standing(node.rails)).items()}
     return Readiness(ready, checks)

@@ -21,7 +21,7 @@ from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.ledger import audit, sweep
 from gateway.node import Node
 from gateway.observe import log
-from gateway.payments import card, carry, gas, in_hand, journal, reconcile, recover, watcher
+from gateway.payments import card, carry, gas, in_hand, journal, reconcile, recover, remote, watcher
 from gateway.payments.journal import Payment
 from gateway.payments.rails import Rails
 from gateway.payments.stripe import CardError
@@ -176,6 +176,9 @@ class _Providers:
         self._said: dict[tuple[str, str], str | None] = {}
 
     async def survey(self, node: Node) -> None:
+        for chain in node.settings.chains:
+            if chain.facilitator:
+                await remote.usable(node.rails, chain)
         for caip2, rpc in node.rails.rpcs.items():
             for view in await survey(rpc, node.now_s()):
                 if self._said.get((caip2, view.label)) == view.fault:

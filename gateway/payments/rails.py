@@ -25,7 +25,6 @@ class Remote:
 
     good_until_s: float = float("-inf")
     rest_until_s: float = float("-inf")
-    why: str = ""  # it rests
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 

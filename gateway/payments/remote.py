@@ -40,6 +40,7 @@ from wallet_auth.strict import json_object
 GOOD_FOR_S: Final = 30  # so long a look is believed
 REST_S: Final = 15  # so long one that failed is passed over
 LOOK_WAIT_S: Final = 3
+PASSED_OVER: Final = "passed over"
 MAX_ANSWER_BYTES: Final = 64 * 1024
 _HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}")
 
@@ -69,27 +70,35 @@ async def usable(rails: Rails, chain: Chain) -> bool:
             return False
         if loop.time() < remote.good_until_s:
             return True
-        said = await _call(chain, "GET", "supported", None, LOOK_WAIT_S)
-        kinds = said.get("kinds") if said is not None else None
-        wanted = {"x402Version": 2, "scheme": "exact", "network": chain.caip2}
-        for kind in kinds if isinstance(kinds, list) else []:
-            if isinstance(kind, dict) and wanted.items() <= kind.items():
-                remote.good_until_s = loop.time() + GOOD_FOR_S
-                return True
+        if await settles_here(chain):
+            remote.good_until_s = loop.time() + GOOD_FOR_S
+            return True
         _pass_over(chain, remote, "does not say that it settles here")
         return False
 
 
-def standing(rails: Rails, chain: Chain) -> str | None:
-    """Why the network's facilitator is passed over now; None: it is not, or nobody has asked it."""
+async def settles_here(chain: Chain) -> bool:
+    """Whether a facilitator answers now and says that it settles on this network."""
+    said = await _call(chain, "GET", "supported", None, LOOK_WAIT_S)
+    kinds = said.get("kinds") if said is not None else None
+    wanted = {"x402Version": 2, "scheme": "exact", "network": chain.caip2}
+    return any(
+        isinstance(kind, dict) and wanted.items() <= kind.items()
+        for kind in (kinds if isinstance(kinds, list) else [])
+    )
+
+
+def standing(rails: Rails, chain: Chain) -> str:
+    """How the network's facilitator is, by the last look or payment of this process: ``ok``,
+    ``passed over`` or ``not looked at``. Asks nobody."""
     remote = rails.remotes.get(chain.caip2)
-    if remote is None or asyncio.get_running_loop().time() >= remote.rest_until_s:
-        return None
-    return remote.why
+    now_s = asyncio.get_running_loop().time()
+    if remote is None or now_s >= max(remote.rest_until_s, remote.good_until_s):
+        return "not looked at"
+    return PASSED_OVER if now_s < remote.rest_until_s else "ok"
 
 
 def _pass_over(chain: Chain, remote: Remote, why: str) -> None:
-    remote.why = why
     remote.good_until_s = float("-inf")
     remote.rest_until_s = asyncio.get_running_loop().time() + REST_S
     log.warning("%s: the facilitator %s; payments are settled here meanwhile", chain.name, why)

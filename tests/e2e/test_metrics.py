@@ -20,7 +20,7 @@ from gateway.forms import Listen
 from gateway.settings import Server
 from tests import servers
 from tests.e2e.stage import Gateway, answer_when_open
-from tests.e2e.test_nodes import until, workers_of
+from tests.e2e.test_nodes import workers_of
 from tests.e2e.wallet import Wallet, buy, new_wallet
 
 Launch = Callable[..., Gateway]
@@ -52,6 +52,12 @@ def read(text: str) -> dict[str, dict[frozenset[tuple[str, str]], int]]:
             assert labels not in values, line
             values[labels] = int(match["value"])
     return found
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.05)
 
 
 class Door:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -269,6 +270,32 @@ async def test_two_that_look_after_one_account_do_not_both_act(desk: Desk, still
     async with desk.rails.db.read() as tx:
         assert await tx.fetchval("SELECT count(*) FROM chain_tx") == 2
     assert (await state_of(desk))["tended_ms"] == 0
+
+
+async def test_what_another_node_has_replaced_is_not_replaced_from_an_old_view(
+    desk: Desk, still: Devnet
+) -> None:
+    """Two nodes saw the same newest transaction of a chain nonce, and one of them was slower: its
+    lease was over. What it signs by that view is neither stored nor sent."""
+    (job,) = await pending(desk, still.accounts[0])
+    await age(desk, 11)
+    chain, who = desk.rails.settings.chains[0], still.settler.address
+    async with desk.rails.db.read() as tx:
+        (seen,) = await nonces.open_of(tx, NETWORK.caip2, who, 9)
+    now = await sender.market(desk.rpc, who)
+    assert await gas._replace(desk.rails, desk.rpc, chain, seen, now)
+    second, first = await desk.sent_for(job)
+    assert first == seen.newest
+    # What gas costs has changed meanwhile, so what the slower one signs is another transaction.
+    later = replace(now, tip_wei=4 * fees_of(second).tip_wei)
+    assert await gas._replace(desk.rails, desk.rpc, chain, seen, later)
+    assert await desk.sent_for(job) == [second, first]
+    row = await desk.row(job)
+    assert row is not None and row.tx_hash == second.tx_hash
+    assert still.rpc("eth_getTransactionByHash", second.tx_hash) is not None
+    still.mine()
+    assert await look(desk, job) == "succeeded"
+    assert [ref for ref, _, _ in await desk.minted()] == [second.tx_hash]
 
 
 async def test_what_is_in_a_block_is_closed_with_its_cost(desk: Desk, still: Devnet) -> None:

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from anvil.devnet import Devnet
 from chain.schemes import eip3009
-from gateway import app, work
+from gateway import app, ready, work
 from gateway.ledger import audit
 from gateway.node import Node
 from gateway.payments import remote
@@ -403,6 +403,13 @@ async def test_one_that_expires_with_it_has_failed_and_only_then(
 # -- to us, and back -------------------------------------------------------------------------------
 
 
+async def standing(shop: Shop) -> str:
+    """What ``/readyz`` says of it, which is ready however it is."""
+    found = await ready.look(shop.node)
+    assert found.ready
+    return found.checks[f"{NETWORK.caip2} facilitator"]
+
+
 async def test_down_and_up_again(chain_net: Devnet, sqlite_url: str, theirs: Theirs) -> None:
     theirs.character = honest
     wallet = new_wallet(chain_net)
@@ -419,12 +426,15 @@ async def test_down_and_up_again(chain_net: Devnet, sqlite_url: str, theirs: The
         looks, asked = theirs.looks, len(theirs.asked)
         assert await by_us()  # it is left in peace
         assert (theirs.looks, len(theirs.asked)) == (looks, asked)
+        assert await standing(shop) == remote.PASSED_OVER
         shop.forgive()
+        assert await standing(shop) == "not looked at"
         assert await by_us()  # still down: looked at, not asked
         assert (theirs.looks, len(theirs.asked)) == (looks + 1, asked)
         theirs.down = False
         shop.forgive()
         assert not await by_us()
+        assert await standing(shop) == "ok"
         assert await shop.minted() == [1_000_000] * 5
         assert chain_net.balance_units(wallet.address) == 5_000_000
 
