@@ -97,6 +97,7 @@ MEMBERS = {
     "not_charged",
     "payer_signature",
     "price_version",
+    "purchase_id",
     "sponsor_signature",
     "transaction_hash",
     "amount_usd",

@@ -121,10 +121,18 @@ async def _known(rails: Rails, asked: Claim) -> list[Inbound] | None:
             rows = [row for row in rows if row.state != "gone"]
             if rows and all(row.state == "minted" for row in rows):
                 # Without a name the answer is of what was credited; with one it must be theirs.
-                if any(asked.recipient not in (None, row.recipient) for row in rows):
+                if any(not _answers(asked, row) for row in rows):
                     raise _taken(asked)
                 return rows
     return None
+
+
+def _answers(asked: Claim, row: Inbound) -> bool:
+    """Whether what was credited is what this claim comes to, or came to (``_whose``)."""
+    if asked.recipient in (None, row.recipient):
+        return True
+    inexact = asked.signature is not None and asked.asked_units not in (None, row.value_units)
+    return inexact and row.recipient == row.from_address
 
 
 def _taken(asked: Claim) -> Problem:
@@ -201,10 +209,8 @@ def _other_token(receipt: Receipt, chain: Chain) -> str | None:
 
 async def _give(rails: Rails, asked: Claim, chain: Chain, transfer: Transfer, call: Call) -> Placed:
     rpc = rails.rpcs[chain.caip2]
-    recipient = asked.recipient or transfer.from_
+    recipient = await _whose(rails, asked, transfer, call)
     where = await claims.chain_of(rpc, recipient)
-    if recipient != transfer.from_:
-        await _require_signature(rails, asked, transfer, recipient, call)
 
     async def work(tx: Tx) -> Placed:
         return await claims.give(tx, rails.settings, transfer, recipient, where)
@@ -212,18 +218,30 @@ async def _give(rails: Rails, asked: Claim, chain: Chain, transfer: Transfer, ca
     return await transact(rails.db, work)
 
 
-async def _require_signature(
-    rails: Rails, asked: Claim, transfer: Transfer, recipient: str, call: Call
-) -> None:
+async def _whose(rails: Rails, asked: Claim, transfer: Transfer, call: Call) -> str:
+    """Who gets it: its sender, or whom the sender signed it away to. Raises ``Problem``.
+
+    The published lines count credits. Where the transfer is not of exactly so many, they gave away
+    something else than what came: then it is the sender's.
+    """
     network, payer = transfer.network, transfer.from_
+    recipient, value = asked.recipient or payer, transfer.value_units
+    if recipient == payer:
+        return payer
     text = giving.message(rails.keys.deployment, network, transfer.tx_hash, transfer.n, recipient)
     if asked.signature is not None:
         texts = [text]
         if asked.n is None:  # those lines name a transaction: of one with several none is meant
-            value = transfer.value_units
             texts += sponsor.published(payer, recipient, value, "tx", transfer.tx_hash)
+        if transfer.auth_nonce is not None and transfer.authorizer == payer:
+            texts += sponsor.published(payer, recipient, value, "nonce", transfer.auth_nonce)
         if await sponsor.signed(rails, network, payer, texts, asked.signature, call):
-            return
+            return recipient
+        other = asked.asked_units
+        if asked.n is None and other not in (None, value):
+            lines = sponsor.published(payer, recipient, other or 0, "tx", transfer.tx_hash)
+            if await sponsor.signed(rails, network, payer, lines, asked.signature, call):
+                return payer
     missing = asked.signature is None
     raise sponsor.required(rails.settings, payer, recipient, text, missing=missing)
 

@@ -180,6 +180,59 @@ async def test_published_lines_for_a_transfer_need_its_exact_value(
     assert gateway.balance(wallet.address) == (0, 0)
 
 
+async def test_lines_for_another_amount_than_was_sent_give_nothing_away(
+    gateway: Gateway, wallet: Wallet, agent: Wallet
+) -> None:
+    """Signed by the sender, for this transaction, and of other credits: they are the sender's."""
+    net = gateway.net
+    net.rpc("anvil_setBalance", wallet.address, hex(10**18))
+    net.rpc("anvil_impersonateAccount", wallet.address)
+    tx_hash = net.transfer(wallet.address, gateway.pay_to, 4_000_000)
+    net.receipt(tx_hash)
+    text = sponsor_lines(wallet.address, agent.address, 500, "tx", tx_hash)
+    wanted = {"transaction_hash": tx_hash, "wallet_address": agent.address, "credits": 500}
+    async with gateway.client() as http:
+        for wrong in (sign(agent, text), sign(wallet, text + "\n")):
+            answer = await http.post(PURCHASE, json={**wanted, "sponsor_signature": wrong})
+            problem(answer, "payer_signature_required")
+        good = {**wanted, "sponsor_signature": sign(wallet, text)}
+        problem(
+            await http.post(PURCHASE, json={**good, "credits": 1_000}), "payer_signature_required"
+        )
+        answers = [await http.post(PURCHASE, json=good) for _ in range(2)]
+        for answer in answers:
+            body = answer.json()
+            assert answer.status_code == 200, answer.text
+            assert (body["wallet_address"], body["paid"]) == (wallet.address, "underpaid")
+        problem(await http.post(PURCHASE, json=wanted), "payment_already_used")
+    assert gateway.balance(wallet.address) == (4_000_000, 0)
+    assert gateway.balance(agent.address) == (0, 0)
+
+
+async def test_lines_for_an_authorization_that_somebody_else_sent(
+    gateway: Gateway, wallet: Wallet, agent: Wallet
+) -> None:
+    """The nonce form names the authorization, and so its transfer, whoever broadcast it."""
+    net = gateway.net
+    async with gateway.client() as http:
+        header, nonce = await paid(http, wallet, amount_usd="1")
+        authorization = eip3009.parse(decode(header)["payload"])
+        data = "0x" + eip3009.transfer_calldata(authorization).hex()
+        tx_hash = net.send(net.operator.address, net.usdc, data)
+        wanted = {"transaction_hash": tx_hash, "wallet_address": agent.address}
+        other = "0x" + "12" * 32
+        for count, value in ((101, nonce), (100, other)):
+            text = sponsor_lines(wallet.address, agent.address, count, "nonce", value)
+            signed = {**wanted, "sponsor_signature": sign(wallet, text)}
+            problem(await http.post(PURCHASE, json=signed), "payer_signature_required")
+        text = sponsor_lines(wallet.address, agent.address, 100, "nonce", nonce)
+        done = await http.post(PURCHASE, json={**wanted, "sponsor_signature": sign(wallet, text)})
+        assert done.status_code == 200, done.text
+        assert done.json()["wallet_address"] == agent.address
+    assert gateway.balance(agent.address) == (1_000_000, 0)
+    assert gateway.balance(wallet.address) == (0, 0)
+
+
 async def test_a_recipient_with_code_is_a_wallet_of_the_network(
     gateway: Gateway, wallet: Wallet
 ) -> None:
