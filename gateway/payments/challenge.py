@@ -14,6 +14,7 @@ from typing import Any, Final
 from gateway.errors import NextAction, Problem
 from gateway.money import format_credits, format_usd
 from gateway.payments import offers, payout, receipts, two_step
+from gateway.payments.wire import DECLARED
 from gateway.settings import Settings
 
 
@@ -91,7 +92,16 @@ def for_credits(
     terms = offers.terms_for_credits(settings, amount_units)
     words = f"{_both(settings, amount_units)} to buy: pay with one of the offers."
     problem = _challenge(
-        settings, keys, asked, now_s, terms, "payment_required", words, "Credits", refusal
+        settings,
+        keys,
+        asked,
+        now_s,
+        terms,
+        "payment_required",
+        words,
+        "Credits",
+        refusal,
+        f"{{{DECLARED}}}",
     )
     problem.members["refund_policy"] = payout.policy(settings)
     required = loads(b64decode(problem.headers["PAYMENT-REQUIRED"]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from chain.errors import Rejected
 from chain.networks import Asset
+from chain.rpc import Rpc
 from chain.schemes import eip3009
 from gateway.errors import Problem
 from gateway.payments import offers
@@ -34,7 +35,8 @@ class CameWith:
     ``content`` identifies it: the same authorization with other content is a conflict.
     ``amount_units`` is what the request itself says is bought; None: any offer for it will do.
     ``gift``: who gets the credits, if that is not the payer. ``door``: of the payment. ``bare``:
-    no identity came with it, so it may be given a credential (accounts/credentials.py).
+    no identity came with it, so it may be given a credential (accounts/credentials.py). ``alias``:
+    the payer's own name for the payment (aliases.py).
     """
 
     asked: offers.Asked
@@ -44,6 +46,7 @@ class CameWith:
     gift: Gift | None = None
     door: str = ""
     bare: bool = False
+    alias: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Order:
     given: tuple[str, str] | None = None
     door: str = ""
     bare: bool = False
+    alias: str | None = None
 
     @property
     def key(self) -> AuthKey:
@@ -117,7 +121,14 @@ def order_of(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> 
         offer=opened.digest if opened is not None else None,
         door=came.door,
         bare=came.bare,
+        alias=came.alias,
     )
+
+
+async def payer_chain_of(rpc: Rpc, order: Order) -> str:
+    """Whose account a payer with code is: an EIP-7702 key's own, or the contract's on its chain."""
+    kind = await eip3009.account_kind(rpc, order.auth.from_)
+    return "" if kind == "key" else order.chain.caip2
 
 
 def _candidates(chain: Chain, presented: Presented) -> list[offers.Terms]:

@@ -126,7 +126,7 @@ def _came_with(
     if gift is not None:
         parts.append(gift.recipient)
     content = content_hash(b"credits/purchase", *(part.encode() for part in parts))
-    return CameWith(asked, offers.CREDITS, content, units, gift)
+    return CameWith(asked, offers.CREDITS, content, units, gift, alias=presented.identifier)
 
 
 def _gift(request: Request, wanted: dict[str, Any], presented: Presented) -> Gift | None:

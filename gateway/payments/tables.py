@@ -75,6 +75,20 @@ authorization_use = sa.Table(
     sa.Column("at_ms", BIG, nullable=False),
 )
 
+# The identifier a payment for credits came with: whoever signs again under it pays nothing again.
+payment_alias = sa.Table(
+    "payment_alias",
+    metadata,
+    sa.Column("payer", sa.Text, primary_key=True),
+    # As payment.recipient_chain: "" for a key, a contract wallet's own chain.
+    sa.Column("payer_chain", sa.Text, primary_key=True),
+    sa.Column("alias", sa.Text, primary_key=True),
+    sa.Column("payment_id", sa.Text, nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),  # hash of what was asked with it
+    sa.Column("at_ms", BIG, nullable=False),
+    sa.UniqueConstraint("payment_id"),
+)
+
 # One row for each gas account: who updates it holds the counter of its chain nonces.
 gas_account = sa.Table(
     "gas_account",

@@ -29,6 +29,7 @@ from gateway.errors import Problem
 from gateway.ledger import read
 from gateway.observe import log
 from gateway.payments import (
+    aliases,
     engine,
     from_credits,
     gas,
@@ -44,7 +45,7 @@ from gateway.payments.journal import AuthKey, Claim, Payment
 from gateway.payments.lane import Begun, Handed, Job
 from gateway.payments.methods import METHODS, Spent
 from gateway.payments.nonces import Call
-from gateway.payments.order import CameWith, Order, asset_of, order_of
+from gateway.payments.order import CameWith, Order, asset_of, order_of, payer_chain_of
 from gateway.payments.rails import Rails, refused
 from gateway.payments.wire import Presented
 from gateway.settings import Chain, Settings
@@ -81,7 +82,7 @@ async def pay(
     auth = presented.authorization
     key = AuthKey(chain.caip2, asset.address, auth.from_, auth.nonce)
     while True:
-        known = await _join(rails, key, came.content, presented.offer)
+        known = await _join(rails, key, came, presented.offer)
         if known is not None:
             return known
         running = rails.settling.get(key)
@@ -92,6 +93,11 @@ async def pay(
             continue
         now_s, account_id = await _may_pay(rails, chain, auth.from_, came.purpose)
         order = order_of(rails, presented, came, now_s)
+        named = await aliases.find(rails, order)
+        if named is not None:
+            payment, payer_chain = named
+            payment = await _await_end(rails, payment)
+            return Paid(payment, None, None, repeat=True, same_presenter=payer_chain == "")
         if came.gift is not None:
             order, account_id = await sponsor.accept(rails, order, came.gift)
         if key in rails.settling:
@@ -135,7 +141,7 @@ async def _now_s(db: Database) -> int:
         return await tx.now_ms() // 1000
 
 
-async def _join(rails: Rails, key: AuthKey, content: bytes, offer: str | None) -> Paid | None:
+async def _join(rails: Rails, key: AuthKey, came: CameWith, offer: str | None) -> Paid | None:
     """The payment this authorization already belongs to. Waits for one that another node settles.
 
     Raises ``Problem("payment_already_used")`` when it was used for something else.
@@ -143,11 +149,13 @@ async def _join(rails: Rails, key: AuthKey, content: bytes, offer: str | None) -
     async with rails.db.read() as tx:
         claim = await journal.claim_of(tx, key)
         payment = await journal.by_id(tx, claim.payment_id) if claim is not None else None
+        if claim is not None:
+            await aliases.require_same(tx, claim.payment_id, came.alias)
     if claim is not None and claim.decision == from_credits.CREDITS:
         raise from_credits.Decided
     if claim is None or payment is None:
         return None
-    if claim.content != content:
+    if claim.content != came.content:
         raise Problem(
             "payment_already_used",
             "This payment was presented with another request before.",
@@ -240,7 +248,7 @@ async def _hand_in(
     auth = order.auth
     if await remote.usable(rails, order.chain):
         kind = await eip3009.verify(rpc, order.asset, auth, await _now_s(rails.db))
-        whose = "" if kind == "key" else await _chain_of_contract(rpc, order)
+        whose = "" if kind == "key" else await payer_chain_of(rpc, order)
         asked = remote.Order(order.chain, order.asset, auth)
         return await remote.settle(rails, asked, job(whose), "eip3009")
     if eip3009.signed_by_key(order.chain.network, order.asset, auth):
@@ -251,7 +259,7 @@ async def _hand_in(
         with suppress(engine.PayerHasCode):
             return await engine.settle(rails, replace(job(""), code_known=False))
     await eip3009.verify(rpc, order.asset, auth, await _now_s(rails.db))
-    recipient_chain = await _chain_of_contract(rpc, order)
+    recipient_chain = await payer_chain_of(rpc, order)
     return await engine.settle(rails, replace(job(recipient_chain), alone=True))
 
 
@@ -263,8 +271,11 @@ def _job(
     auth = order.auth
 
     async def begin(tx: Tx, at: Begun) -> bool:
+        if not await aliases.bind(tx, order, payment_id, recipient_chain, at.now_ms):
+            return False
         claim = Claim(payment_id, order.content, order.offer)
         if not await journal.claim(tx, order.key, claim, at.now_ms):
+            await aliases.unbind(tx, payment_id)
             return False
         payment = _new_payment(rails, order, payment_id, recipient_chain, at)
         await journal.insert(tx, payment)
@@ -300,7 +311,7 @@ async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected)
         if found is None:
             observe.count("settlements", outcome="refused")
             raise refusal
-        recipient_chain = await _chain_of_contract(rpc, order)
+        recipient_chain = await payer_chain_of(rpc, order)
     except ChainError as error:
         raise refused(error) from error
     transfer = found
@@ -311,6 +322,8 @@ async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected)
         payment = _new_payment(rails, order, journal.new_id(), recipient_chain, at)
         if not await journal.claim(tx, order.key, Claim(payment.id, order.content, None), now_ms):
             return None
+        # If the identifier is another payment's, this one is minted all the same: it was paid.
+        await aliases.bind(tx, order, payment.id, recipient_chain, now_ms)
         await journal.insert(tx, payment)
         done, _ = await journal.finish(tx, payment.id, transfer, now_ms)
         return done
@@ -323,12 +336,6 @@ async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected)
 
 def _priced(make_hold: MakeHold, price_units: int) -> Callable[[int], ledger.Hold]:
     return lambda account_id: make_hold(account_id, price_units)
-
-
-async def _chain_of_contract(rpc: Rpc, order: Order) -> str:
-    """Whose account a payer with code is: an EIP-7702 key's own, or the contract's on its chain."""
-    kind = await eip3009.account_kind(rpc, order.auth.from_)
-    return "" if kind == "key" else order.chain.caip2
 
 
 def _new_payment(
