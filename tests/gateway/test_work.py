@@ -224,28 +224,39 @@ async def test_the_whole_loop_finishes_what_was_interrupted_and_stops(
         assert await helpers.faults(node.db) == []
 
 
-async def leased(node: Node) -> int:
-    """A payment, a call and a chain that this node speaks for, for long; the call's id."""
+async def leased(node: Node) -> list[int]:
+    """A payment, two calls and a chain that this node speaks for, for long; the calls' ids."""
     account_id = await helpers.open_account(node.db)
     await helpers.minted(node.db, helpers.mint(account_id, 500, "0x01"))
     async with node.db.write() as tx:
         now_ms = await tx.now_ms()
         await journal.insert(tx, blank("pay_1", lease_ms=now_ms + 3_600_000))
         assert await watcher.take_lease(tx, "watch:a chain", "us", 3_600_000) is not None
-    row = await helpers.held(
-        node.db, helpers.hold(account_id, "id-1", 300, lease_ms=3_600_000), now_ms
-    )
-    return row.id
+    rows = [
+        await helpers.held(node.db, helpers.hold(account_id, name, 100, lease_ms=3_600_000), now_ms)
+        for name in ("new", "renewed")
+    ]
+    async with node.db.write() as tx:
+        await tx.execute(
+            "INSERT INTO open_hold (hold_id, account_id, lease_ms) VALUES ($1, $2, $3)",
+            rows[1].id,
+            account_id,
+            now_ms + 3_600_000,
+        )
+    return [row.id for row in rows]
 
 
-async def free_for_others(node: Node, hold_id: int) -> set[bool]:
-    """Whether the payment, the call and the chain may be taken over now."""
+async def free_for_others(node: Node, holds: list[int]) -> set[bool]:
+    """Whether the payment, the calls and the chain may be taken over now."""
     await work._sweep(node)
     async with node.db.write() as tx:
         now_ms = await tx.now_ms()
         return {
             bool(await journal.take_unfinished(tx, now_ms, 1, 1)),
-            bool(await tx.fetchval("SELECT count(*) FROM transfer WHERE id = $1", hold_id)),
+            *[
+                bool(await tx.fetchval("SELECT count(*) FROM transfer WHERE id = $1", each))
+                for each in holds
+            ],
             await watcher.take_lease(tx, "watch:a chain", "others", 1) is not None,
         }
 
@@ -255,26 +266,30 @@ async def test_what_dead_processes_spoke_for_is_taken_over_at_once_on_sqlite(
 ) -> None:
     """Where the kernel says that nobody else is there; on PostgreSQL another one may be."""
     async with opened(db_url) as node:
-        hold_id = await leased(node)
+        holds = await leased(node)
     async with opened(db_url) as node:
-        assert await free_for_others(node, hold_id) == {dialect == "sqlite"}
+        assert await free_for_others(node, holds) == {dialect == "sqlite"}
         assert await helpers.faults(node.db) == []
 
 
 async def test_what_a_living_process_speaks_for_is_left_to_it(db_url: str) -> None:
     async with opened(db_url) as first:
-        hold_id = await leased(first)
+        holds = await leased(first)
         async with opened(db_url) as second:
-            assert await free_for_others(second, hold_id) == {False}
-    # And one that is still at its start lets no other believe that it is alone.
-    one, two = [await Database.connect(db_url) for _ in range(2)]
+            assert await free_for_others(second, holds) == {False}
+
+
+async def test_nobody_is_alone_where_another_one_has_started(db_url: str) -> None:
+    one, two, three = [await Database.connect(db_url) for _ in range(3)]
     async with one.starting() as alone:
         assert alone is (one.dialect == "sqlite")
         other = asyncio.create_task(_start(two))
         await asyncio.sleep(0)
     assert await other is False
+    await one.close()  # the second is still there
+    assert await _start(three) is False
     await two.close()
-    await one.close()
+    await three.close()
 
 
 async def _start(db: Database) -> bool:
