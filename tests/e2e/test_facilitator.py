@@ -11,7 +11,8 @@ from anvil.devnet import Devnet
 from tests import servers
 from tests.e2e.stage import PRICE_UNITS, Gateway
 from tests.e2e.test_clients import pay
-from tests.e2e.wallet import Wallet, decode
+from tests.e2e.wallet import Wallet, buy, decode
+from tests.fixtures_chain import FaultyNode
 from tests.wallet_auth.support import CLIENTS, node
 
 API_KEY = "a-key-that-is-long-enough-123"
@@ -82,3 +83,72 @@ def test_a_poor_client_gets_nothing(
     assert got["status"] == 402
     assert facilitator.sent() == sent
     assert facilitator.payments(wallet.address) == []
+
+
+# --- one gateway settles for another --------------------------------------------------------------
+
+
+@pytest.fixture
+def selling(facilitator: Gateway, launch: Callable[..., Gateway]) -> Gateway:
+    """A shop whose payments the other gateway is asked to settle first."""
+    made = launch("sqlite", running=False)
+    url = f"{facilitator.url}/farebox/x402"
+    made.chain_extra = (
+        f'facilitator = "{url}"\nfacilitator_key = "{API_KEY}"\nfacilitator_wait_s = 2'
+    )
+    return made.start()
+
+
+def says(gateway: Gateway) -> str:
+    answer = httpx.get(f"{gateway.url}/readyz", timeout=30, trust_env=False)
+    assert answer.status_code == 200
+    found: str = answer.json()["checks"]["eip155:84532 facilitator"]
+    return found
+
+
+async def test_one_gateway_settles_for_another_until_it_is_gone(
+    facilitator: Gateway, selling: Gateway, wallet: Wallet
+) -> None:
+    """And again when it is back: each payment one mint, whoever sent it."""
+    async with selling.client() as http:
+        await buy(http, wallet)
+        assert (facilitator.sent(), selling.sent()) == (1, 0)
+        assert says(selling) == "ok"
+        facilitator.kill()
+        await buy(http, wallet)
+        assert selling.sent() == 1
+        selling.wait(lambda: says(selling) == "passed over", "the end of an answer that is kept")
+        facilitator.start()
+        selling.wait(lambda: says(selling) == "ok", "the other one's return", 60)
+        await buy(http, wallet)
+        assert (facilitator.sent(), selling.sent()) == (2, 1)
+    assert selling.received() == 3_000_000
+    assert [units for kind, units, _ in selling.transfers(wallet.address)] == [1_000_000] * 3
+    assert facilitator.transfers(wallet.address) == []
+
+
+async def test_it_has_sent_and_dies_before_it_says_so(
+    launch: Callable[..., Gateway], faulty: FaultyNode, wallet: Wallet
+) -> None:
+    """Its transaction moves the money, and ours would move nothing more: one mint (Z11)."""
+    other = launch("sqlite", rpc_url=faulty.url, running=False)
+    other.chain_extra = f'[facilitator]\napi_key = "{API_KEY}"'
+    other.start()
+    shop = launch("sqlite", running=False)
+    shop.chain_extra = (
+        f'facilitator = "{other.url}/farebox/x402"\nfacilitator_key = "{API_KEY}"\n'
+        "facilitator_wait_s = 2"
+    )
+    shop.start()
+    # The transaction is passed on to the chain; what the node says of it never comes, so it
+    # says nothing to the shop within its time.
+    faulty.fault("eth_sendRawTransaction", "lose")
+    faulty.fault("eth_getTransactionReceipt", "hang")
+    held = shop.net.balance_units(wallet.address)
+    async with shop.client() as http:
+        await buy(http, wallet)
+    assert other.sent() == 1
+    assert shop.received() == 1_000_000
+    assert shop.net.balance_units(wallet.address) == held - 1_000_000
+    assert [units for _, units, _ in shop.transfers(wallet.address)] == [1_000_000]
+    assert says(shop) == "passed over"
