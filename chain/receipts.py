@@ -35,6 +35,8 @@ class Receipt:
     gas_used: int
     gas_price_wei: int
     logs: tuple[Log, ...]
+    # What a rollup of the OP stack charged besides, for the data it posts on L1 (``l1Fee``).
+    l1_fee_wei: int = 0
 
 
 async def read(rpc: Rpc, tx_hash: str) -> Receipt | None:
@@ -72,6 +74,7 @@ def _parse(answer: Any, tx_hash: str) -> Receipt:
         gas_used=quantity(answer["gasUsed"]),
         gas_price_wei=quantity(answer.get("effectiveGasPrice", "0x0")),
         logs=tuple(logs),
+        l1_fee_wei=quantity(answer.get("l1Fee") or "0x0"),
     )
 
 

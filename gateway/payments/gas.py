@@ -35,6 +35,7 @@ _AT_ONCE: Final = 50
 _TEND_LEASE_MS: Final = 10_000
 _PATIENCE_MS: Final = 1_500  # before a transaction that nodes do not show is handed over again
 _GWEI: Final = 10**9
+_MOST_GWEI: Final = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +182,10 @@ async def payer_is_blocked(tx: Tx, chain: Chain, payer: str, now_ms: int) -> boo
 
 
 def cost_gwei(receipt: Receipt) -> int:
-    """What a transaction cost (without what a rollup adds for its data), rounded up."""
-    return -(-receipt.gas_used * receipt.gas_price_wei // _GWEI)
+    """What a transaction cost, rounded up; with what a rollup took for its data, where its
+    receipts say so. Bounded: a node that lies must not keep a nonce from being closed."""
+    wei = receipt.gas_used * receipt.gas_price_wei + receipt.l1_fee_wei
+    return min(-(-wei // _GWEI), _MOST_GWEI)
 
 
 def expected_gwei(gas_limit: int, now: Market) -> int:

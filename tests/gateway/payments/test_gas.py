@@ -312,6 +312,32 @@ async def test_what_is_in_a_block_is_closed_with_its_cost(desk: Desk, still: Dev
     assert row["cost_gwei"] == -(-wei // GWEI)
 
 
+@pytest.mark.parametrize(
+    ("l1_fee", "gwei"), [("0x3b9aca01", 2), (None, 0), ("0x0", 0), (hex(2**200), 2**53)]
+)
+async def test_what_a_rollup_takes_for_its_data_counts(
+    net: Devnet, sqlite_url: str, faulty_node: FaultyNode, l1_fee: str | None, gwei: int
+) -> None:
+    """``l1Fee`` of OP-stack receipts; the devnet has none, so the node in between adds it."""
+
+    def with_fee(receipt: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if receipt is None else {**receipt, "l1Fee": l1_fee}
+
+    faulty_node.fault("eth_getTransactionReceipt", "change", with_fee)
+    async with opened_desk(net, sqlite_url, faulty_node.url) as desk:
+        job = desk.job(net.accounts[0])
+        handed = await engine.settle(desk.rails, job)
+        assert handed is not None and handed.receipt is not None
+        for lane in desk.rails.lanes.values():
+            await asyncio.gather(*lane.in_flight)
+        receipt = net.receipt(handed.tx_hash)
+        wei = int(receipt["gasUsed"], 16) * int(receipt["effectiveGasPrice"], 16)
+        async with desk.rails.db.read() as tx:
+            cost = await tx.fetchval("SELECT cost_gwei FROM chain_nonce")
+        plain = -(-wei // GWEI)
+        assert cost == gwei if gwei > 2 else plain + max(gwei - 1, 0) <= cost <= plain + gwei
+
+
 async def test_a_transaction_whose_block_is_gone_is_sent_again(desk: Desk, still: Devnet) -> None:
     """It was in a block, nobody minted yet, and the chain forgot the block and the transaction."""
     (job,) = await pending(desk, still.accounts[0])
