@@ -18,7 +18,7 @@ from gateway.demo.upstreams import SampleApi
 from tests import servers
 from tests.e2e.stage import PRICE_UNITS, Gateway
 from tests.e2e.wallet import Wallet, buy, decode, offers, problem
-from tests.wallet_auth.support import CLIENTS
+from tests.wallet_auth.support import CLIENTS, node
 
 SEARCH_UNITS, COUNT_UNITS = 5_000, 10_000
 Sent = tuple[dict[str, Any], dict[str, str]]
@@ -92,20 +92,23 @@ def paying(wallet: Wallet, message: dict[str, Any], told: dict[str, Any]) -> dic
     return {**message, "params": params}
 
 
-def run(*arguments: str) -> list[dict[str, Any]]:
+def run(*arguments: str, script: str = "mcp_py.py") -> list[dict[str, Any]]:
+    program = sys.executable if script.endswith(".py") else node()
     done = subprocess.run(
-        [sys.executable, "mcp_py.py", *arguments],
+        [program, script, *arguments],
         cwd=CLIENTS, capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.parametrize("client", ["mcp_py.py", "mcp_js.mjs"])
 def test_the_official_client_lists_prices_and_pays(
-    each_shop: Gateway, tools: SampleApi, wallet: Wallet
+    client: str, each_shop: Gateway, tools: SampleApi, wallet: Wallet
 ) -> None:
     shop = each_shop
-    listed, *calls = run(f"{shop.url}/mcp", wallet.key, "search", '{"q": "fare"}', "3")
+    asked = (f"{shop.url}/mcp", wallet.key, "search", '{"q": "fare"}', "3")
+    listed, *calls = run(*asked, script=client)
     by_name = {tool["name"]: tool for tool in listed["tools"]}
     assert by_name["search"]["description"] == "Looks a word up. Price: $0.005 a call."
     assert by_name["search"]["_meta"]["farebox/price"] == {
