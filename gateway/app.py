@@ -23,6 +23,8 @@ from gateway.accounts import routes as account_routes
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.discovery import routes as discovery_routes
 from gateway.errors import Problem
+from gateway.external import catalog
+from gateway.external import routes as external_routes
 from gateway.facilitator import routes as facilitator_routes
 from gateway.fields import values
 from gateway.ledger import sweep
@@ -88,6 +90,7 @@ async def open_node(settings: Settings) -> Node:
         writer=writer,
         rails=Rails(settings, db, keys, rpcs),
         routes=routes,
+        catalog=catalog.build(settings.upstreams, routes),
         upstreams=behind(settings.upstreams),
         client=UpstreamClient(),
         limits=_limits(settings.server, keys.deployment),
@@ -196,6 +199,7 @@ def build(node: Node) -> ASGIApp:
             *request_routes.ROUTES,
             *discovery_routes.ROUTES,
             *quotes.ROUTES,
+            *external_routes.ROUTES,
             *web_routes.ROUTES,
             *admin.routes(node.settings.server),
         ]

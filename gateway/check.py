@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from gateway.errors import Problem
 from gateway.price_table import table
-from gateway.settings import NO_EFFECT, Chain, Section, Settings, Upstream
+from gateway.sections import Section
+from gateway.settings import NO_EFFECT, Chain, Settings, Upstream
 
 if TYPE_CHECKING:
     from chain.rpc import Rpc

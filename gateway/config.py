@@ -24,11 +24,11 @@ from pydantic_core import ErrorDetails
 
 from chain.networks import NETWORKS
 from gateway import config_rules as rules
+from gateway.sections import External, Section
 from gateway.settings import (
     Chain,
     Credits,
     Facilitator,
-    Section,
     Server,
     Settings,
     Stripe,
@@ -43,6 +43,7 @@ _ONE: Final[dict[str, type[Section]]] = {
     "credits": Credits,
     "stripe": Stripe,
     "facilitator": Facilitator,
+    "external": External,
 }
 _MANY: Final[dict[str, type[Section]]] = {"chains": Chain, "upstreams": Upstream}
 _SECRETS: Final = {
@@ -258,21 +259,24 @@ class _Reader:
         stripe = self._section(Stripe, "stripe", "stripe", self._table(data, "stripe"))
         table = self._table(data, "facilitator")
         facilitator = self._section(Facilitator, "facilitator", "facilitator", table)
+        external = self._section(External, "external", "external", self._table(data, "external"))
         chains = tuple(self._chains(self._table(data, "chains"), credit))
         upstreams = tuple(self._upstreams(self._table(data, "upstreams")))
         parts = rules.Parts(server, credit, chains, stripe, upstreams, self.base)
         for keys, text in rules.faults(parts, self._tables_left_out(data)):
             if not any(self._is_broken(key) for key in keys):
                 self.fault(keys[0], text)
-        if None in (server, credit, stripe, facilitator) or self.faults:
+        if None in (server, credit, stripe, facilitator, external) or self.faults:
             raise ConfigError(self.faults)
-        assert server and credit and stripe and facilitator  # noqa: S101  (for the type checker)
+        assert server and credit and stripe  # noqa: S101  (for the type checker)
+        assert facilitator and external  # noqa: S101
         return Settings(
             server=rules.complete_server(server, self.base),
             credits=credit,
             chains=chains,
             stripe=stripe,
             facilitator=facilitator,
+            external=external,
             upstreams=upstreams,
             source=self.path,
         )

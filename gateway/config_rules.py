@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field, ValidationError
 from chain.networks import NETWORKS, Asset, Finality, Network
 from gateway import forms
 from gateway.money import format_usd
-from gateway.settings import Chain, Credits, Section, Server, Stripe, Upstream
+from gateway.sections import Section
+from gateway.settings import Chain, Credits, Server, Stripe, Upstream
 
 RESERVED: Final = (
     "/farebox",

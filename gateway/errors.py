@@ -103,6 +103,7 @@ CODES: Final[dict[str, Code]] = {
     "settlement_pending": Code(402, True, "The payment was sent and is not final yet"),
     "settlement_failed": Code(402, False, "The payment could not be settled"),
     # 403, 404, 405: policy and place
+    "session_limit_reached": Code(403, False, "The session has spent what it may"),
     "account_frozen": Code(403, False, "The account is frozen or in debt"),
     "refund_not_offered": Code(403, False, "Credits are not paid back here"),
     "not_found": Code(404, False, "There is nothing here"),
@@ -111,6 +112,9 @@ CODES: Final[dict[str, Code]] = {
     "payer_mismatch": Code(409, False, "The payment comes from another wallet than the identity"),
     "payment_already_used": Code(409, False, "This payment was already used for something else"),
     "request_id_conflict": Code(409, False, "This request id was used with other content"),
+    "EXTERNAL_SIGNATURE_REQUEST_REPLAY": Code(
+        409, False, "This request id was used with other content"
+    ),
     "request_in_progress": Code(409, True, "The first request with this id still runs"),
     "outcome_unknown": Code(409, False, "The gateway stopped during this call; it was not charged"),
     "refund_not_final": Code(409, True, "The payment behind these credits is not final yet"),

@@ -14,6 +14,7 @@ from gateway import ledger, metrics
 from gateway.accounts import wallets
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.errors import Problem
+from gateway.external.catalog import Catalog
 from gateway.limits import Limits
 from gateway.payments.card import Cards
 from gateway.payments.rails import Rails
@@ -44,6 +45,7 @@ class Node:
     writer: ledger.Writer
     rails: Rails
     routes: RouteTable
+    catalog: Catalog
     upstreams: Mapping[str, Behind]
     client: UpstreamClient
     limits: Limits

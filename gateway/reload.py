@@ -16,6 +16,7 @@ from typing import Final
 from gateway.check import judge
 from gateway.config import ConfigError, load
 from gateway.db import CommitUnknown, DatabaseUnavailable
+from gateway.external import catalog
 from gateway.node import Behind, Node
 from gateway.observe import log
 from gateway.proxy.client import parse_origin
@@ -56,6 +57,7 @@ async def apply(node: Node, settings: Settings) -> None:
     """Put settings in force. Raises ``DatabaseUnavailable`` and ``CommitUnknown`` before anything
     has changed."""
     node.routes = await open_routes(node.db, settings)
+    node.catalog = catalog.build(settings.upstreams, node.routes)
     # A request that was matched before may still ask for an upstream that is gone.
     node.upstreams = {**node.upstreams, **behind(settings.upstreams)}
     node.settings = node.rails.settings = settings

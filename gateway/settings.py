@@ -15,9 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     field_validator,
@@ -46,6 +44,7 @@ from gateway.forms import (
     StatusRange,
     Units,
 )
+from gateway.sections import External, Section
 
 NO_EFFECT: Final = frozenset(
     {
@@ -58,18 +57,6 @@ NO_EFFECT: Final = frozenset(
 
 _MATCH: Final = re.compile(r"(?:[A-Z]{1,20}|\*) /[!-~]*")
 _MOUNT: Final = re.compile(r"/|(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
-
-
-class Section(BaseModel):
-    """What all sections share: frozen, no unknown keys, nothing secret in an error."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        hide_input_in_errors=True,
-        arbitrary_types_allowed=True,
-        validate_default=False,
-    )
 
 
 class Server(Section):
@@ -345,9 +332,9 @@ class FailedIf(Section):
 class Bazaar(Section):
     """``bazaar`` of a route: how it is called, for x402's catalogs. Examples and JSON Schemas."""
 
-    path: JsonTable = {}
+    path: JsonTable = Field(default_factory=dict)
     """Examples of the ``[names]`` in the path."""
-    query: JsonTable = {}
+    query: JsonTable = Field(default_factory=dict)
     query_schema: JsonTable | None = None
     body: Json | None = None
     body_schema: JsonTable | None = None
@@ -378,6 +365,8 @@ class Route(Section):
         Bazaar.model_validate({})
     )
     """None (``false``): its 402s say nothing for catalogs."""
+    slug: str = Field("", pattern=r"^(?:[a-z0-9][a-z0-9-]{0,63})?$")
+    """Its name as an action of the external wallet API. Empty: made of its path."""
 
     @field_validator("match")
     @classmethod
@@ -433,6 +422,7 @@ class Settings(Section):
     chains: tuple[Chain, ...]
     stripe: Stripe
     facilitator: Facilitator = Facilitator.model_validate({})
+    external: External = External.model_validate({})
     upstreams: tuple[Upstream, ...]
     source: Path | None
     """The file it was read from; None if there was none."""

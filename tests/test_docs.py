@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway import cli, settings, terminal
+from gateway import cli, sections, settings, terminal
 from gateway.errors import CODES
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +47,7 @@ def test_every_setting_is_described_and_no_other() -> None:
         settings.Chain,
         settings.Stripe,
         settings.Facilitator,
+        sections.External,
         settings.Upstream,
         settings.Route,
         settings.Bazaar,
@@ -89,6 +90,13 @@ MEMBERS = {
     "so_far_units",
     "expires_at_ms",
     "input_required",  # a type of MCP results
+    "charged_credits",
+    "expected_message",
+    "expires_at",
+    "personal_sign",
+    "request_id",
+    "session_nonce",
+    "suggested_credits",
     "next_actions",
     "now_s",
     "min_onchain",

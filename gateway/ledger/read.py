@@ -115,6 +115,24 @@ async def left_of(tx: Tx, account_id: int, only: Only) -> int:
     return min(int(units), available)
 
 
+async def next_expiry_of(tx: Tx, account_id: int, only: Only | None) -> int | None:
+    """When the first of certain lots expires of which anything is left; None: never."""
+    unbooked: int = await tx.fetchval("SELECT pos - folded FROM account WHERE id = $1", account_id)
+    named = Only() if only is None else only
+    expires_ms: int | None = await tx.fetchval(
+        "SELECT min(expires_ms) FROM (SELECT *, sum(remaining_units)"  # noqa: S608
+        " OVER (ORDER BY expires_ms, id) AS after_it FROM lot WHERE account_id = $1"
+        " AND state = 'live' AND remaining_units > 0) AS line"
+        f" WHERE after_it > $2 AND {of_kind(3)}",
+        account_id,
+        unbooked,
+        named.lot_id,
+        named.source,
+        named.payer,
+    )
+    return None if expires_ms is None or expires_ms >= NEVER else expires_ms
+
+
 @dataclass(frozen=True, slots=True)
 class LotUse:
     """A call that was charged ``units`` of a lot, of which some may have been given back."""

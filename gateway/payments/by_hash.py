@@ -259,6 +259,33 @@ async def _claimed(rails: Rails, rows: list[Inbound], *, repeat: bool) -> Claime
     return Claimed(payment, tuple(rows), sum(minted), repeat)
 
 
+async def came_through(rails: Rails, done: Claimed, door: str) -> None:
+    """What a wallet sent for itself, and names here, was bought through this door: also if it was
+    found in the chain before, when nothing was known of any. Any number of times, once."""
+    rows = [row for row in done.rows if row.source == claims.SOURCE and row.lot_id is not None]
+    mine = [row for row in rows if row.from_address == row.recipient]
+    if not mine:
+        return
+
+    async def work(tx: Tx) -> None:
+        for row in mine:
+            await tx.execute(
+                "UPDATE lot SET source = $2 WHERE id = $1 AND source = $3",
+                row.lot_id,
+                door,
+                claims.SOURCE,
+            )
+            await tx.execute(
+                "UPDATE inbound SET source = $4 WHERE network = $1 AND tx_hash = $2 AND n = $3",
+                row.network,
+                row.tx_hash,
+                row.n,
+                door,
+            )
+
+    await transact(rails.db, work)
+
+
 def shown(settings: Settings, asked: Claim, done: Claimed) -> dict[str, Any]:
     """A claim that was credited, as whoever named the transaction sees it."""
     view: dict[str, Any] = {

@@ -47,7 +47,7 @@ from gateway.proxy.identity import Caller, require_same_wallet
 from gateway.proxy.target import from_scope
 
 _PAYLOAD = two_step.PAYLOAD
-_PURCHASE = (
+PURCHASE = (
     by_hash.MEMBERS
     | sponsor.MEMBERS
     | two_step.MEMBERS
@@ -61,13 +61,23 @@ _REFUND = frozenset(("lot", "amount_usd", "all"))
 _CARD = frozenset(("amount_usd", "credits", "wallet_address"))
 
 
+Done = tuple[dict[str, Any], dict[str, str]]
+"""What a purchase is answered with, and its header fields."""
+
+
 async def buy(request: Request) -> Response:
     """``POST v1/credits/purchase``: pay over x402 and get credits, or ask how to."""
-    node = node_of(request)
     body = await body_of(request)
-    wanted = object_of(body, _PURCHASE)
+    view, headers = await bought(request, body, object_of(body, PURCHASE))
+    return answer(200, view, headers)
+
+
+async def bought(request: Request, body: bytes, wanted: dict[str, Any], door: str = "") -> Done:
+    """What ``wanted`` asks for, through whichever door of money. ``door``: whose weaker signatures
+    may spend what becomes of it. Raises ``Problem``; 402 and 202 are some too."""
+    node = node_of(request)
     if "transaction_hash" in wanted:
-        return await _by_hash(request, node, body, wanted)
+        return await _by_hash(request, node, body, wanted, door)
     extra = sorted(by_hash.MEMBERS & wanted.keys())
     if extra:
         raise Problem("invalid_request", f"{extra[0]} belongs to a transaction_hash.")
@@ -90,7 +100,7 @@ async def buy(request: Request) -> Response:
     if caller.presented is None:
         raise challenge.for_credits(node.settings, node.rails.keys, asked, now, units)
     try:
-        came = _came_with(request, wanted, caller.presented, asked, units)
+        came = _came_with(request, wanted, caller.presented, asked, units, door)
         came = replace(came, bare=caller.signer is None)
         paid = await x402.pay(node.rails, caller.presented, came)
     except Problem as refusal:
@@ -113,12 +123,13 @@ async def _caller(request: Request, body: bytes, wanted: dict[str, Any]) -> Call
     return caller
 
 
-def _came_with(
+def _came_with(  # noqa: PLR0917  (one caller)
     request: Request,
     wanted: dict[str, Any],
     presented: Presented,
     asked: offers.Asked,
     units: int,
+    door: str,
 ) -> CameWith:
     gift = _gift(request, wanted, presented)
     # What was asked for, not its spelling: a repeat may order its members differently.
@@ -126,7 +137,9 @@ def _came_with(
     if gift is not None:
         parts.append(gift.recipient)
     content = content_hash(b"credits/purchase", *(part.encode() for part in parts))
-    return CameWith(asked, offers.CREDITS, content, units, gift, alias=presented.identifier)
+    return CameWith(
+        asked, offers.CREDITS, content, units, gift, alias=presented.identifier, door=door
+    )
 
 
 def _gift(request: Request, wanted: dict[str, Any], presented: Presented) -> Gift | None:
@@ -159,7 +172,9 @@ def _gift(request: Request, wanted: dict[str, Any], presented: Presented) -> Gif
     return Gift(recipient, signature, ask)
 
 
-async def _by_hash(request: Request, node: Node, body: bytes, wanted: dict[str, Any]) -> Response:
+async def _by_hash(
+    request: Request, node: Node, body: bytes, wanted: dict[str, Any], door: str
+) -> Done:
     """Money that was sent already. The log is the proof; an identity is not needed."""
     if wanted.get("payment_method", "x402") not in _OVER_X402:
         raise Problem("invalid_request", "A transaction hash is no card payment.")
@@ -174,11 +189,13 @@ async def _by_hash(request: Request, node: Node, body: bytes, wanted: dict[str, 
         done = await by_hash.credit(node.rails, asked, node.eth_call)
     if not done.minted:
         raise replies.pending(node, done.payment, status=202)
+    if door:
+        await by_hash.came_through(node.rails, done, door)
     target = from_scope(request.scope).raw
     headers = dict(replies.payment_receipt(node, done.payment, target).headers)
     if done.repeat:
         headers["Farebox-Replayed"] = "true"
-    return answer(200, by_hash.shown(node.settings, asked, done), headers)
+    return by_hash.shown(node.settings, asked, done), headers
 
 
 async def _count(request: Request, node: Node) -> None:
@@ -222,7 +239,7 @@ async def _bought(  # noqa: PLR0917
     units: int,
     presented: Presented,
     paid: x402.Paid,
-) -> Response:
+) -> Done:
     payment = paid.payment
     if payment.state in ("failed", "reversed"):
         failure = Problem(
@@ -247,7 +264,7 @@ async def _bought(  # noqa: PLR0917
         headers["Farebox-Replayed"] = "true"
     if paid.credential is not None:
         headers["Farebox-Credential"] = paid.credential
-    return answer(200, {"success": True, **view}, headers)
+    return {"success": True, **view}, headers
 
 
 async def _view(node: Node, payment: journal.Payment) -> dict[str, Any]:
@@ -267,21 +284,19 @@ def _wallet(wanted: dict[str, Any], member: str = "wallet_address") -> str:
         raise Problem("invalid_request", f"{member} {error}.") from None
 
 
-async def _card(request: Request, body: bytes, wanted: dict[str, Any], units: int) -> Response:
+async def _card(request: Request, body: bytes, wanted: dict[str, Any], units: int) -> Done:
     node = node_of(request)
     if node.cards is None:
         raise Problem("not_found", "Cards are not switched on here.")
     wallet = _wallet(wanted)
     await count_checkout(request, await _signed_by(request, body))
     payment = await card.start(node.cards, units, wallet)
-    return answer(
-        200,
-        {
-            **purchase.shown(node.settings, payment, None),
-            "checkout_url": payment.external_url,
-            "status_url": f"{node.settings.server.public_url}/farebox/v1/payments/{payment.id}",
-        },
-    )
+    view = {
+        **purchase.shown(node.settings, payment, None),
+        "checkout_url": payment.external_url,
+        "status_url": f"{node.settings.server.public_url}/farebox/v1/payments/{payment.id}",
+    }
+    return view, {}
 
 
 async def _signed_by(request: Request, body: bytes) -> int | None:
@@ -297,7 +312,8 @@ async def card_checkout(request: Request) -> Response:
     node = node_of(request)
     body = await body_of(request)
     wanted = object_of(body, _CARD)
-    return await _card(request, body, wanted, purchase.amount_of(node.settings, wanted))
+    view, headers = await _card(request, body, wanted, purchase.amount_of(node.settings, wanted))
+    return answer(200, view, headers)
 
 
 async def payment_state(request: Request) -> Response:

@@ -47,6 +47,14 @@ _SAME: Final = {
         "sign",
         "the same request signed anew, with a nonce that was not used before",
     ),
+    "EXTERNAL_SIGNATURE_REQUEST_REPLAY": (
+        "change",
+        "the same body signed anew, with a request_id that was not used before",
+    ),
+    "session_limit_reached": (
+        "change",
+        "the same body signed anew, with the session_nonce of a new session",
+    ),
     "request_in_progress": ("repeat", "the same request again, after Retry-After"),
     "outcome_unknown": (
         "decide",

@@ -54,6 +54,7 @@ class Incoming(NamedTuple):
     headers: Fields
     body: Body
     client: Client
+    method: str = ""  # towards the upstream, if it is not the request's own
 
 
 class Ticket(NamedTuple):
@@ -138,7 +139,7 @@ def _open(call: HeldCall, incoming: Incoming) -> open_upstream:
     return open_upstream(
         node.client,
         behind.origin,
-        hold.method,
+        incoming.method or hold.method,
         upstream_target(route, behind.origin.base_path, incoming.target),
         headers=headers.request_headers(
             fields,

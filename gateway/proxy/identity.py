@@ -47,6 +47,9 @@ class Caller(NamedTuple):
     ceiling_units: int | None = None
     credential: Credential | None = None  # as weak as a payment: it spends its own lot
 
+    # What its signature may spend. Not None: it is worth no more than a payment (external API).
+    only: ledger.Only | None = None
+
     @property
     def proves_nothing(self) -> bool:
         return self.signer is None and self.presented is None and self.credential is None

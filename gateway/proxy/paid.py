@@ -21,6 +21,7 @@ from gateway.errors import Problem
 from gateway.fields import by_name, first, values
 from gateway.limits import Flight
 from gateway.middleware import Outgoing
+from gateway.money import format_usd
 from gateway.node import Node, unavailable
 from gateway.payments import from_credits, identifier, offers, x402
 from gateway.payments.from_credits import MakeHold
@@ -213,6 +214,7 @@ async def take_hold(  # noqa: PLR0917  (one caller)
                 run=run,
             ),
             owner=node.writer.id,
+            only=caller.only,
         )
 
     if caller.presented is not None:
@@ -365,10 +367,12 @@ async def _settle_hold(  # noqa: PLR0917  (one shape for both ways to a hold)
         case ledger.Held(hold=row, balance=balance):
             flight = flight or take_off(node, row.account_id, request.client)
             metered = price if request.route.metered else None
-            payer = None
-            if receipt is None and caller.credential is not None:
+            signer, payer = caller.signer, None
+            if caller.only is not None and caller.signer is not None:
+                signer, payer = None, caller.signer.address  # worth a payment, and not a login
+            elif receipt is None and caller.credential is not None:
                 payer = caller.credential.payer
-            return forward.Ticket(row, balance, caller.signer, receipt, flight, metered, payer)
+            return forward.Ticket(row, balance, signer, receipt, flight, metered, payer)
         case ledger.Repeated(hold=row, close=close):
             return await replies.repeat(node, row, close, receipt)
         case ledger.Conflict():
@@ -378,6 +382,13 @@ async def _settle_hold(  # noqa: PLR0917  (one shape for both ways to a hold)
             )
         case ledger.Short(available_units=available, needed_units=needed):
             raise challenge_of(node, request, price, balance_units=available, needed_units=needed)
+        case ledger.Capped(left_units=left, needed_units=needed):
+            raise Problem(
+                "session_limit_reached",
+                f"This session may spend {format_usd(left)} more, and the call can cost "
+                f"{format_usd(needed)}: take a new session nonce.",
+                members={"left_units": left, "needed_units": needed},
+            )
         case ledger.Frozen():
             raise Problem("account_frozen", "This account cannot spend now.")
         case _:
