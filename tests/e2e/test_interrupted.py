@@ -62,10 +62,13 @@ async def test_the_same_request_runs_again(
     for _ in range(2):  # it dies in the second run, too
         await die_during(gateway, wallet, target, headers, gate)
         gateway.start()
-        async with gateway.client() as http:
-            early = await http.get(target, headers=headers)
-            if early.status_code == 409:  # until its lease is over it may still be running
-                problem(early, "request_in_progress")
+        # Until its lease is over it may still be running, for all another process knows. On SQLite
+        # there is none: a start ends the leases of the dead, and an early repeat would just run.
+        if dialect == "postgres":
+            async with gateway.client() as http:
+                early = await http.get(target, headers=headers)
+                if early.status_code == 409:
+                    problem(early, "request_in_progress")
         gateway.wait(lapsed(gateway, wallet), "the hold to be void")
     gate.open()
     async with gateway.client() as http:
