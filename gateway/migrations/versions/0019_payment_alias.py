@@ -6,8 +6,8 @@ Only adds: a release before this one can still write to the tables it knows.
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0020"
-down_revision = "0016"
+revision = "0019"
+down_revision = "0018"
 branch_labels = None
 depends_on = None
 

@@ -8,7 +8,7 @@ Only adds: a release before this one can still write to the tables it knows.
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0021"
+revision = "0015"
 down_revision = "0014"
 branch_labels = None
 depends_on = None

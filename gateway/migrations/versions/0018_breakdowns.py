@@ -6,7 +6,7 @@ Only adds: a release before this one can still write to the tables it knows.
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0016"
+revision = "0018"
 down_revision = "0017"
 branch_labels = None
 depends_on = None
