@@ -19,9 +19,11 @@ from eth_account import Account
 from eth_account.messages import encode_defunct
 
 from anvil.devnet import Devnet
+from gateway.demo import mcp_server
+from gateway.demo.upstreams import SampleApi
 from tests import servers
 from tests.e2e.stage import Api, Gateway, new_account
-from tests.e2e.wallet import Wallet, buy, new_wallet, offers, outcome, problem
+from tests.e2e.wallet import Wallet, buy, decode, encode, new_wallet, offers, outcome, problem
 from tests.gateway.proxy import misbehave
 
 API = "/api/external"
@@ -459,3 +461,238 @@ async def test_a_payment_for_one_action_pays_no_other(gate: Gateway, chain_sessi
         refused = await http.post(API + other, json={}, headers={"X-PAYMENT": wallet.pay(offer)})
         problem(refused, "invalid_payment_requirements")
     assert gate.payments(wallet.address) == []
+
+
+# -- the strong form ------------------------------------------------------------------------------
+
+
+def strong_body(agent: Agent, gate: Gateway, path: str, request_id: str, **more: Any) -> Any:
+    """A body in the strong form, with the message put together from docs/agent.md."""
+    parameters = more.pop("parameters", {"city": "Oslo"})
+    terms = {
+        "audience": gate.url,
+        "ceiling": "$0.05",
+        "expires_at": int(time.time()) + 60,
+        **more,
+    }
+    text = json.dumps(parameters, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    signature = agent.personal_sign(
+        "farebox-external-1",
+        f"audience:{terms['audience']}",
+        f"wallet:{agent.wallet.address}",
+        f"session:{agent.session}",
+        f"request:{request_id}",
+        "method:POST",
+        f"path:{path}",
+        f"ceiling:{terms['ceiling']}",
+        f"expires:{terms['expires_at']}",
+        "payload:" + hashlib.sha256(text.encode()).hexdigest(),
+    )
+    return {
+        "wallet_address": agent.wallet.address,
+        "session_nonce": agent.session,
+        "request_id": request_id,
+        "signature": signature,
+        "parameters": parameters,
+        **terms,
+    }
+
+
+async def test_the_strong_form_spends_everything_under_both_prefixes(
+    gate: Gateway, api: Api, chain_session: Devnet
+) -> None:
+    async with gate.client() as http:
+        agent = Agent(http, new_wallet(chain_session), chain_session)
+        await buy(http, agent.wallet, "1")
+        await agent.begin()
+        for n, prefix in enumerate((API, "/farebox/v1")):
+            path = prefix + FORECAST
+            body = strong_body(agent, gate, path, f"s{n}", parameters={"mine": agent.session})
+            done = await http.post(path, json=body)
+            assert done.status_code == 200, done.text
+            assert done.json()["balance_credits"] == 95 - 5 * n
+            assert done.headers["farebox-balance"] == str(95 - 5 * n)
+            again = await http.post(path, json=body)
+            assert (again.json()["replayed"], again.json()["charged_credits"]) == (True, 0)
+            elsewhere = (API if n else "/farebox/v1") + FORECAST
+            wrong = await http.post(elsewhere, json=body)
+            problem(wrong, "EXTERNAL_SIGNATURE_WALLET_MISMATCH")
+        seen = [r for r in api.seen("/forecast") if agent.session.encode() in r.body]
+        assert [r.header(b"farebox-wallet") for r in seen] == [[agent.wallet.address.encode()]] * 2
+        assert {r.header(b"farebox-auth")[0] for r in seen} == {b"bound"}
+
+
+async def test_the_strong_form_is_bound_to_what_it_says(gate: Gateway, agent: Agent) -> None:
+    path = API + FORECAST
+    low = await agent.http.post(path, json=strong_body(agent, gate, path, "a", ceiling="$0.049"))
+    problem(low, "price_above_ceiling")
+    body = strong_body(agent, gate, path, "a")
+    for changed, code in (
+        ({"ceiling": "-"}, "EXTERNAL_SIGNATURE_WALLET_MISMATCH"),
+        ({"audience": "https://elsewhere.example"}, "signature_authority_mismatch"),
+        ({"expires_at": int(time.time()) - 1}, "signature_expired"),
+        ({"parameters": {"city": "Osl0"}}, "EXTERNAL_SIGNATURE_WALLET_MISMATCH"),
+        ({"more": 1}, "invalid_request"),
+        ({"parameters": {"n": 2**53}}, "invalid_request"),
+    ):
+        problem(await agent.http.post(path, json={**body, **changed}), code)
+    assert gate.balance(agent.wallet.address) == (5_000_000, 0)
+    done = await agent.http.post(path, json=body)
+    assert done.json()["charged_credits"] == 5
+    assert gate.balance(agent.wallet.address) == (4_950_000, 0)
+
+
+# -- every signature where it does not belong -----------------------------------------------------
+
+
+async def test_a_signature_is_good_for_its_own_endpoint_alone(gate: Gateway, agent: Agent) -> None:
+    digest = hashlib.sha256(b"{}").hexdigest()
+    kinds = {
+        "balance": agent.balance_body("k-balance"),
+        "forecast": agent.invoke_body("k-forecast", {}),
+        "other": agent.invoke_body("k-other", {}, "other"),
+        "older": agent.wrapper(
+            "k-older", "action:invoke", "product:api.forecast", f"payload:{digest}", parameters={}
+        ),
+        "strong": strong_body(agent, gate, API + FORECAST, "k-strong", parameters={}),
+    }
+    other = "/tools/api/actions/other/invoke"
+    places = {
+        f"{API}/credits/balance": {"balance"},
+        API + FORECAST: {"forecast", "strong"},
+        API + other: {"other"},
+        f"{API}/tools/api.forecast/invoke": {"older"},
+        f"{API}/tools/api.other/invoke": set(),
+        "/farebox/v1" + FORECAST: set(),
+        "/farebox/v1" + other: set(),
+        "/farebox/v1/credits/balance": set(),
+        "/farebox/v1/auth/external": set(),
+        "/farebox/v1/credits/refund": set(),
+        "/other": set(),
+    }
+    for path, good in places.items():
+        for kind, body in kinds.items():
+            told = await agent.http.post(path, json=body)
+            assert (told.status_code == 200) is (kind in good), (path, kind, told.text)
+            if kind not in good:
+                assert told.status_code in (400, 401, 402), (path, kind, told.text)
+    # Three calls of five credits and the strong one; all else cost nothing.
+    assert gate.balance(agent.wallet.address) == (4_800_000, 0)
+
+
+# -- every form of a purchase ---------------------------------------------------------------------
+
+
+async def test_headers_as_other_clients_write_them(gate: Gateway, chain_session: Devnet) -> None:
+    async with gate.client() as http:
+        for n, name in enumerate(("X-PAYMENT", "PAYMENT-SIGNATURE", "PAYMENT")):
+            wallet = new_wallet(chain_session)
+            body = {"wallet_address": wallet.address, "credits": 500, "payment_method": "x402"}
+            asked = await http.post(f"{API}/credits/purchase", json=body)
+            paid = decode(wallet.pay(offers(asked)[0]))
+            if n == 1:  # top-level scheme and network, a bare chain id, no version
+                payload = paid["payload"]
+                auth = payload["authorization"]
+                auth["valid_after"] = auth.pop("validAfter")
+                chain_id = paid["accepted"]["network"].removeprefix("eip155:")
+                paid = {"scheme": "exact", "network": chain_id, "payload": payload}
+            elif n == 2:  # in a wrapper, without a version
+                del paid["x402Version"]
+                paid = {"paymentPayload": paid}
+            header = encode(paid).rstrip("=")
+            done = await http.post(f"{API}/credits/purchase", json=body, headers={name: header})
+            assert done.status_code == 200, (name, done.text)
+            assert done.json()["minted"] == 500
+            assert gate.transfers(wallet.address) == [("mint", 5_000_000, "external")]
+
+
+async def test_a_transaction_hash_buys_what_its_messages_spend(
+    gate: Gateway, chain_session: Devnet
+) -> None:
+    async with gate.client() as http:
+        agent = Agent(http, new_wallet(chain_session), chain_session)
+        chain_session.rpc("anvil_setBalance", agent.wallet.address, hex(10**18))
+        chain_session.rpc("anvil_impersonateAccount", agent.wallet.address)
+        sent = chain_session.transfer(agent.wallet.address, gate.pay_to, 5_000_000)
+        body = {
+            "wallet_address": agent.wallet.address,
+            "credits": 500,
+            "payment_method": "x402",
+            "transaction_hash": sent,
+        }
+        for _ in range(20):
+            done = await http.post(f"{API}/credits/purchase", json=body)
+            if done.status_code != 202:
+                break
+            assert done.json()["transaction_hash"] == sent
+            chain_session.mine(9)
+        assert done.status_code == 200, done.text
+        await agent.begin()
+        assert (await agent.balance())["balance_credits"] == 500
+
+
+async def test_wallets_are_not_made_unless_switched_on(gate: Gateway) -> None:
+    async with gate.client() as http:
+        problem(await http.post(f"{API}/agentaddress", json={}), "not_found")
+
+
+async def test_a_sponsor_pays_for_an_agent(gate: Gateway, chain_session: Devnet) -> None:
+    """By the published lines; what was bought here for a wallet is its own to spend."""
+    sponsor = new_wallet(chain_session)
+    async with gate.client() as http:
+        agent = Agent(http, Wallet(new_account()), chain_session)
+        body = {"wallet_address": agent.wallet.address, "credits": 500, "payment_method": "x402"}
+        asked = await http.post(f"{API}/credits/purchase", json=body)
+        header = sponsor.pay(offers(asked)[0])
+        nonce = decode(header)["payload"]["authorization"]["nonce"]
+        lines = (
+            "agentpmt-external-sponsor",
+            f"payer:{sponsor.address}",
+            f"recipient:{agent.wallet.address}",
+            "credits:500",
+            f"nonce:{nonce}",
+        )
+        body |= {"payer_wallet_address": sponsor.address}
+        headers = {"X-PAYMENT": header}
+        wrong = {**body, "sponsor_signature": agent.personal_sign(*lines)}
+        refused = await http.post(f"{API}/credits/purchase", json=wrong, headers=headers)
+        problem(refused, "payer_signature_required")
+        signature = Agent(http, sponsor, chain_session).personal_sign(*lines)
+        good = {**body, "sponsor_signature": signature}
+        done = await http.post(f"{API}/credits/purchase", json=good, headers=headers)
+        assert done.status_code == 200, done.text
+        await agent.begin()
+        assert (await agent.invoke(agent.invoke_body("a", {}))).json()["balance_credits"] == 495
+
+
+async def test_a_tool_of_an_mcp_server_is_an_action(
+    launch: Callable[..., Gateway], chain_session: Devnet
+) -> None:
+    with SampleApi(make=mcp_server.build) as tools:
+        shop = launch("sqlite", running=False)
+        shop.chain_extra = f"""
+[upstreams.tools]
+kind = "mcp"
+url = "{tools.url}/mcp"
+mount = "/mcp"
+tools = {{ search = "$0.05", count = "$0.05", fail = "$0.05" }}
+"""
+        shop.start()
+        async with shop.client() as http:
+            agent = Agent(http, new_wallet(chain_session), chain_session)
+            await agent.buy()
+            await agent.begin()
+            for n, (tool, parameters, charged) in enumerate(
+                [("search", {"q": "fare"}, 5), ("count", {"to": 3}, 5), ("fail", {}, 0)]
+            ):
+                path = f"/external/tools/tools/actions/{tool}/invoke"
+                body = agent.invoke_body(f"t{n}", parameters, path=path)
+                for repeat in (False, True):
+                    done = await http.post(f"/api{path}", json=body)
+                    assert done.status_code == 200, done.text
+                    told = done.json()
+                    assert told["charged_credits"] == (0 if repeat else charged)
+                    assert told["success"] is (charged > 0)
+                output = told["response"]["data"]["output"]
+                assert output["content"][0]["type"] == "text"
+        assert shop.balance(agent.wallet.address) == (4_900_000, 0)
