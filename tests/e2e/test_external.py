@@ -696,3 +696,21 @@ tools = {{ search = "$0.05", count = "$0.05", fail = "$0.05" }}
                 output = told["response"]["data"]["output"]
                 assert output["content"][0]["type"] == "text"
         assert shop.balance(agent.wallet.address) == (4_900_000, 0)
+
+
+async def test_a_payment_beside_a_signed_body(gate: Gateway, agent: Agent) -> None:
+    """A published body is worth a payment itself, and one is enough; the strong form is a login."""
+    offer = offers(await agent.http.post(API + FORECAST, json={}))[0]
+    headers = {"X-PAYMENT": agent.wallet.pay(offer)}
+    both = await agent.invoke(agent.invoke_body("a", {}), headers=headers)
+    problem(both, "identity_conflict")
+    body = strong_body(agent, gate, API + FORECAST, "b", parameters={})
+    stranger = new_wallet(agent.net)
+    mixed = {"X-PAYMENT": stranger.pay(offer)}
+    problem(await agent.http.post(API + FORECAST, json=body, headers=mixed), "payer_mismatch")
+    assert gate.payments(stranger.address) == []
+    assert gate.balance(agent.wallet.address) == (5_000_000, 0)
+    signed = agent.wallet.sign("POST", gate.url + API + FORECAST, json.dumps(body).encode())
+    content = json.dumps(body).encode()
+    twice = await agent.http.post(API + FORECAST, content=content, headers=signed)
+    problem(twice, "identity_conflict")
