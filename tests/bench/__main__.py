@@ -20,6 +20,7 @@ from tests.soak.postgres import PostgresMissing
 FIGURES: dict[str, Callable[[Run], None]] = {
     "spend": figures.spend,
     "ceiling": figures.ceiling,
+    "personal": figures.personal,
     "proxy": figures.proxy,
     "pg": pg.postgres,
     "402": figures.unpaid,
@@ -37,6 +38,7 @@ MEASURED_BY = {
     "P-spend": "spend",
     "P-tail": "spend",
     "P-ceiling": "ceiling",
+    "P-personal": "personal",
     "P-proxy": "proxy",
     "P-pg": "pg",
     "P-402": "402",

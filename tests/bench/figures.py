@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from gateway.db import Database
+from gateway.payments.offers import Keys, load_keys
 from tests.bench import requests, run
 from tests.bench.report import Run, row
 from tests.bench.run import LOAD_CORE, Load, median
@@ -94,6 +97,41 @@ def spend(given: Run) -> None:
     given.put("P-tail", found.p99_ms, "ms", goal=10, most=True, floor_p99_ms=round(floor.p99_ms, 2))
     tails = found.p99_ms / floor.p99_ms
     given.put("P-tail.floor", tails, "x FLOOR's p99", goal=3, most=True)
+
+
+def personal(given: Run) -> None:
+    """P-personal: the same call through the wallet API, signed in the strong form of personal-sign
+    with a ceiling, against ERC-8128 with one."""
+    form, http = [], []
+    for _ in range(given.rounds):
+        with run.scratch() as folder:
+            http.append(spend_round(folder, given.seconds, ceiling="$0.05"))
+        with run.scratch() as folder:
+            form.append(_personal_round(folder, given.seconds))
+    found, against = median(form), median(http)
+    added = 100 * (found.cpu_us / against.cpu_us - 1)
+    given.put(
+        "P-personal", added, "% CPU added", goal=10, most=True, peer=row(against), **row(found)
+    )
+
+
+def _personal_round(folder: Path, seconds: int) -> Load:
+    gateway = run.gateway(folder, f"sqlite:///{folder}/bench.db", 1, ACCOUNTS)
+    mac_keys = asyncio.run(_mac_keys(gateway.database))
+    signed = requests.strong(gateway.url, mac_keys, gateway.wallets, MOST_PER_S * seconds)
+    file = requests.write(folder / f"personal-{gateway.port}.bin", signed)
+    first = requests.strong(gateway.url, mac_keys, gateway.wallets, len(gateway.wallets))
+    with run.server("spend", gateway.port, "--config", str(gateway.config)) as pid:
+        run.warm(gateway.port, first.split(b"\0")[:-1])
+        return run.load(gateway.url, file, pid, seconds=seconds, once=True)
+
+
+async def _mac_keys(database: str) -> Keys:
+    db = await Database.connect(database)
+    try:
+        return await load_keys(db)
+    finally:
+        await db.close()
 
 
 def proxy(given: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import time
@@ -11,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from anvil.devnet import Account
+from gateway.payments.offers import Keys
 from tests.e2e.wallet import Wallet
 from wallet_auth import keys
+from wallet_auth import personal as personal_form
+from wallet_auth.canonical import jcs
 from wallet_auth.keys import checksum
 from wallet_auth.signing import sign_request
 
 BODY = json.dumps({"q": "x" * 1000}).encode()
 PATH = "/v1/echo"
+INVOKE = "/farebox/v1/tools/bench/actions/echo/invoke"
 
 
 def time_id() -> str:
@@ -94,6 +99,40 @@ def personal(url: str, wallets: list[bytes], count: int) -> bytes:
         digest = keys.eip191_hash(text_of("POST", PATH, BODY, nonce).encode())
         signature = keys.sign_digest(signers[i % len(signers)], digest)
         out.append(_wire(url, {"X-Nonce": nonce, "X-Signature": "0x" + signature.hex()}))
+    return b"\0".join(out) + b"\0"
+
+
+def strong(url: str, keys_: Keys, wallets: list[bytes], count: int) -> bytes:
+    """``count`` invokes of the same call through the wallet API, in the strong form of
+    personal-sign."""
+    from coincurve import PrivateKey
+
+    now_s = int(time.time())
+    signers = [PrivateKey(secret) for secret in wallets]
+    addresses = [keys.address_of(signer) for signer in signers]
+    sessions = [personal_form.session_nonce(keys_, each, now_s)[0] for each in addresses]
+    parameters, path = json.loads(BODY), INVOKE
+    payload = hashlib.sha256(jcs(parameters)).hexdigest()
+    out = []
+    for i in range(count):
+        n = i % len(signers)
+        body: dict[str, Any] = {
+            "wallet_address": addresses[n],
+            "session_nonce": sessions[n],
+            "request_id": time_id(),
+            "audience": url,
+            "ceiling": "$0.05",
+            "expires_at": now_s + 300,
+        }
+        signed = personal_form.read(body | {"signature": ""})
+        message = personal_form.strong_message(signed, "POST", path, payload)
+        body |= {"signature": personal_form.sign(signers[n], message), "parameters": parameters}
+        text = json.dumps(body).encode()
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: {url.removeprefix('http://')}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+        )
+        out.append(head.encode() + text)
     return b"\0".join(out) + b"\0"
 
 

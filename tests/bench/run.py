@@ -216,7 +216,7 @@ pay_to = "{PAY_TO}"
 settler_key = "0x{secrets.token_hex(32)}"
 [upstreams.bench]
 url = "http://127.0.0.1:{of.upstream_port}"
-routes = [ {{ match = "POST {requests.PATH}", price = "$0.0001" }} ]
+routes = [ {{ match = "POST {requests.PATH}", price = "$0.0001", slug = "echo" }} ]
 """
     )
     return replace(of, config=config, url=f"http://127.0.0.1:{port}", port=port)
