@@ -245,6 +245,8 @@ async def _chain(settings: Settings, chain: Chain) -> AsyncIterator[Finding]:
         async for finding in _settlers(chain, rpc):
             yield finding
         yield await _batching(chain, rpc)
+        if chain.permit2:
+            yield await _permit2(chain, rpc)
         if chain.facilitator:
             yield await _facilitator(chain)
         async for finding in _second_opinion(chain, rpc):
@@ -341,6 +343,17 @@ async def _batching(chain: Chain, rpc: Rpc) -> Finding:
     if await rpc.code(ADDRESS):
         return Finding(name, "ok", f"up to {chain.settle_batch} payments in one transaction")
     return Finding(name, "warn", f"no Multicall3 at {ADDRESS}: payments are settled one by one")
+
+
+async def _permit2(chain: Chain, rpc: Rpc) -> Finding:
+    """Whether what payments by Permit2 are settled through is there."""
+    from chain.schemes.permit2 import EXACT_PROXY, PERMIT2
+
+    name = f"permit2 {chain.name}"
+    for what, address in (("Permit2", PERMIT2), ("x402's proxy", EXACT_PROXY)):
+        if not await rpc.code(address):
+            return Finding(name, "fail", f"permit2 = true, and there is no {what} at {address}")
+    return Finding(name, "ok", "Permit2 and x402's proxy are deployed")
 
 
 def _settler_addresses(chain: Chain) -> list[str]:

@@ -100,6 +100,21 @@ CODES: Final[dict[str, Code]] = {
     "invalid_exact_evm_payload_authorization_valid_after": Code(
         402, False, "The payment authorization is not valid yet"
     ),
+    "invalid_permit2_spender": Code(402, False, "The payment permits another spender than x402's"),
+    "invalid_permit2_recipient_mismatch": Code(
+        402, False, "The payment is made out to somebody else"
+    ),
+    "invalid_permit2_signature": Code(402, False, "The payment signature is wrong"),
+    "permit2_deadline_expired": Code(
+        402, False, "The payment authorization has expired or is about to"
+    ),
+    "permit2_not_yet_valid": Code(402, False, "The payment authorization is not valid yet"),
+    "permit2_amount_mismatch": Code(402, False, "The payment is not for the amount asked"),
+    "permit2_token_mismatch": Code(402, False, "The payment permits another token"),
+    "permit2_invalid_nonce": Code(402, False, "The nonce of the payment is used"),
+    "permit2_insufficient_balance": Code(402, False, "The paying wallet does not hold enough"),
+    "permit2_simulation_failed": Code(402, False, "The chain would refuse this payment"),
+    "permit2_proxy_not_deployed": Code(402, False, "This network cannot settle by Permit2"),
     "settlement_pending": Code(402, True, "The payment was sent and is not final yet"),
     "settlement_failed": Code(402, False, "The payment could not be settled"),
     # 403, 404, 405: policy and place
@@ -119,6 +134,9 @@ CODES: Final[dict[str, Code]] = {
     "outcome_unknown": Code(409, False, "The gateway stopped during this call; it was not charged"),
     "refund_not_final": Code(409, True, "The payment behind these credits is not final yet"),
     "not_refundable": Code(409, False, "These credits cannot be paid back"),
+    "PERMIT2_ALLOWANCE_REQUIRED": Code(
+        412, False, "The paying wallet has to approve Permit2 for this token first"
+    ),
     "price_above_ceiling": Code(412, False, "The call may cost more than the signed ceiling"),
     # 413, 415, 429, 431: size and pace
     "body_too_large": Code(413, False, "The body is larger than this gateway takes"),

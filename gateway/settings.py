@@ -251,6 +251,8 @@ class Chain(Section):
     """Smallest refund of one lot: each is a transaction."""
     failed_per_hour: Annotated[Count, Field(ge=1)] = 1
     """Settlements of one payer that may fail in an hour; then no more is sent for it."""
+    permit2: bool = False
+    """Our own sales take ``exact`` by Permit2 too, where x402's proxy is deployed."""
 
     @model_validator(mode="before")
     @classmethod
@@ -426,6 +428,11 @@ class Settings(Section):
     upstreams: tuple[Upstream, ...]
     source: Path | None
     """The file it was read from; None if there was none."""
+
+    @property
+    def takes_permit2(self) -> bool:
+        """Whether some network's sales take Permit2."""
+        return any(chain.permit2 for chain in self.chains)
 
     def chain(self, name_or_caip2: str) -> Chain:
         """The configured chain of that name or CAIP-2 id. Raises ``KeyError``."""

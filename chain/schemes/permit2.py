@@ -48,6 +48,7 @@ _BALANCE: Final = selector("balanceOf(address)")
 _NUMBER: Final = re.compile(r"[0-9]{1,78}")
 _SIGNATURE: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})+")
 _BAD_SIGNATURE: Final = "invalid_permit2_signature"
+ALLOWANCE_REQUIRED: Final = "permit2_allowance_required"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,9 @@ def parse(payload: object) -> Authorization:
     witness = _table(given["witness"], "witness", {"to", "validAfter"})
     signature = outer.get("signature")
     if not isinstance(signature, str) or len(signature) > 2 + 2 * MAX_CONTRACT_SIGNATURE:
-        raise _malformed("signature is missing or too long")
+        raise malformed("signature is missing or too long")
     if _SIGNATURE.fullmatch(signature) is None:
-        raise _malformed("signature is not hex")
+        raise malformed("signature is not hex")
     return Authorization(
         from_=_address(given, "from"),
         to=_address(witness, "to"),
@@ -159,9 +160,10 @@ async def verify(rpc: Rpc, asset: Asset, auth: Authorization) -> str:
     signed = digest(rpc.network, auth)
     if not await _is_signed(rpc, auth, signed, bool(code)):
         raise Rejected(_BAD_SIGNATURE, f"the signature is not {auth.from_}'s")
-    await _has_money(rpc, asset, auth)
+    # First: whoever has paid with all it had should not be told to approve or to bring more.
     if await nonce_used(rpc, auth.from_, auth.nonce):
         raise Rejected("permit2_invalid_nonce", "this nonce of the payer is used")
+    await _has_money(rpc, asset, auth)
     try:
         await rpc.eth_call(EXACT_PROXY, settle_calldata(auth), gas=SIMULATION_GAS)
     except Reverted as error:
@@ -190,9 +192,7 @@ async def _has_money(rpc: Rpc, asset: Asset, auth: Authorization) -> None:
         _word(rpc, asset.address, _BALANCE + owner),
     )
     if allowance < auth.value_units:
-        raise Rejected(
-            "permit2_allowance_required", f"{auth.from_} has not approved Permit2 for this token"
-        )
+        raise Rejected(ALLOWANCE_REQUIRED, f"{auth.from_} has not approved Permit2 for this token")
     if balance < auth.value_units:
         raise Rejected("permit2_insufficient_balance", "the paying wallet does not hold enough")
 
@@ -213,13 +213,13 @@ async def _word(rpc: Rpc, to: str, data: bytes, block: str = "latest") -> int:
 
 def _table(value: object, what: str, names: set[str], *, exact: bool = True) -> dict[str, Any]:
     if not isinstance(value, dict) or (exact and value.keys() != names):
-        raise _malformed(f"{what} should be an object with {', '.join(sorted(names))}")
+        raise malformed(f"{what} should be an object with {', '.join(sorted(names))}")
     return value
 
 
 def _address(table: dict[str, Any], name: str) -> str:
     if not is_address(table[name]):
-        raise _malformed(f"{name} is not an address")
+        raise malformed(f"{name} is not an address")
     address: str = table[name].lower()
     return address
 
@@ -227,9 +227,10 @@ def _address(table: dict[str, Any], name: str) -> str:
 def _number(table: dict[str, Any], name: str) -> int:
     text = table[name]
     if not isinstance(text, str) or _NUMBER.fullmatch(text) is None or int(text) >= 2**256:
-        raise _malformed(f"{name} is not a string of decimal digits below 2^256")
+        raise malformed(f"{name} is not a string of decimal digits below 2^256")
     return int(text)
 
 
-def _malformed(detail: str) -> Rejected:
+def malformed(detail: str) -> Rejected:
+    """What every odd form is refused with."""
     return Rejected("invalid_payload", detail)

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 from chain.errors import Rejected
 from chain.networks import Asset
-from chain.schemes import eip3009, erc6492, permit2
+from chain.schemes import eip3009, erc6492, exact, permit2
+from chain.schemes.exact import Authorization
 from gateway.facilitator import wire
 from gateway.facilitator.wire import Asked, Wanted
 from gateway.payments.journal import AuthKey
 from gateway.payments.rails import Rails
 from gateway.settings import Chain
-
-Authorization = eip3009.Authorization | permit2.Authorization
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +26,18 @@ class Order:
     @property
     def method(self) -> str:
         """The row of ``payments/methods.py`` that knows how its transfer is told."""
-        return "eip3009" if isinstance(self.auth, eip3009.Authorization) else "permit2"
+        return exact.method_of(self.auth)
 
     @property
     def key(self) -> AuthKey:
-        """What its one-time value is unique under: the token, or Permit2 for all tokens."""
-        where = self.asset.address if self.method == "eip3009" else permit2.PERMIT2
+        """What its one-time value is unique under."""
+        where = exact.burned_at(self.asset.address, self.auth)
         return AuthKey(self.chain.caip2, where, self.auth.from_, self.auth.nonce)
 
     @property
     def call(self) -> tuple[str, bytes]:
         """Receiver and calldata of what settles it; anybody may send it."""
-        if isinstance(self.auth, eip3009.Authorization):
-            return self.asset.address, eip3009.transfer_calldata(self.auth)
-        return permit2.EXACT_PROXY, permit2.settle_calldata(self.auth)
+        return exact.call_of(self.asset, self.auth)
 
 
 def order_of(rails: Rails, asked: Asked, now_s: int) -> Order:

@@ -8,7 +8,7 @@ if that failed. A name is signed by nobody, so it counts only beside an authoriz
 from __future__ import annotations
 
 from chain.errors import ChainError
-from chain.schemes import eip3009
+from chain.schemes import exact
 from gateway.db import Tx
 from gateway.errors import Problem
 from gateway.ledger import LedgerFault
@@ -77,10 +77,10 @@ async def find(rails: Rails, order: Order) -> tuple[Payment, str] | None:
     if not rows:
         return None
     payer_chain = ""
-    if not eip3009.signed_by_key(order.chain.network, order.asset, order.auth):
+    if not exact.signed_by_key(order.chain.network, order.asset, order.auth):
         rpc = rails.rpcs[order.chain.caip2]
         try:
-            await eip3009.verify(rpc, order.asset, order.auth, now_s)
+            await exact.verify(rpc, order.asset, order.auth, now_s)
             payer_chain = await payer_chain_of(rpc, order)
         except ChainError as error:
             raise refused(error) from error

@@ -211,9 +211,10 @@ async def _give(rails: Rails, asked: Claim, chain: Chain, transfer: Transfer, ca
     rpc = rails.rpcs[chain.caip2]
     recipient = await _whose(rails, asked, transfer, call)
     where = await claims.chain_of(rpc, recipient)
+    calldata = await claims.calldata_of(rails, transfer)
 
     async def work(tx: Tx) -> Placed:
-        return await claims.give(tx, rails.settings, transfer, recipient, where)
+        return await claims.give(tx, rails.settings, transfer, recipient, where, calldata)
 
     return await transact(rails.db, work)
 

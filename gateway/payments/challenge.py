@@ -51,6 +51,8 @@ def for_call(
             f"{cost} Pay with one of the offers, or sign the request. Credits of the paying wallet "
             "that cover it are used first: then nothing is transferred."
         )
+        if any(each.method == offers.PERMIT2 for each in terms):
+            words += " What is signed for Permit2 is always transferred."
     else:
         code = "insufficient_credits"
         words = f"{cost} The balance is {_both(settings, balance_units)}."

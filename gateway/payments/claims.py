@@ -6,15 +6,19 @@ another wallet the sender signs which transfer it gives away (``wallet_auth/reci
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
+from chain.errors import Unavailable
 from chain.rpc import Rpc
 from chain.schemes import eip3009
 from chain.transfers import Transfer
-from gateway.db import Tx
+from gateway.db import Row, Tx, WriteConflict
 from gateway.payments import inbound, journal
 from gateway.payments.inbound import For, Inbound, Placed
 from gateway.payments.journal import AuthKey, Payment
+from gateway.payments.rails import Rails
 from gateway.settings import Settings
 
 PROVIDER = "deposits"
@@ -27,9 +31,73 @@ async def chain_of(rpc: Rpc, address: str) -> str:
     return "" if kind == "key" else rpc.network.caip2
 
 
-async def authorized_by(tx: Tx, transfer: Transfer) -> tuple[Payment | None, str | None]:
+# Payments by Permit2 that are not at their end and have no transfer: what came may be their money,
+# also if they were given up. One amount of one payer to one payee is worth the same as any other.
+_OF: Final = (
+    "SELECT id, auth_nonce FROM payment p WHERE payer = $1 AND network = $2 AND asset = $3"
+    " AND amount_units = $4 AND pay_to = $5 AND method = 'permit2' AND provider = 'x402'"
+    " AND NOT EXISTS (SELECT 1 FROM inbound i WHERE i.payment_id = p.id AND i.state <> 'gone')"
+)
+# Each state has an index of its own. Ids begin with the time.
+_OPEN: Final = f"{_OF} AND state = 'processing' UNION ALL {_OF} AND state = 'failed' ORDER BY id"
+
+
+async def calldata_of(rails: Rails, transfer: Transfer) -> bytes:
+    """What the transaction of a transfer says, if a payment by Permit2 may be in it; else nothing.
+
+    Permit2 marks what it uses in no log. Asked before the books are written, since a node is asked:
+    a payment that is claimed later than this finds its transfer by itself. Raises ``ChainError``.
+    """
+    if transfer.authorizer is not None:
+        return b""
+    async with rails.db.read() as tx:
+        if await journal.owner_of(tx, transfer) is not None or not await _open(tx, transfer):
+            return b""
+    rpc = rails.rpcs[transfer.network]
+    sent = await rpc.call("eth_getTransactionByHash", [transfer.tx_hash])
+    if not isinstance(sent, dict):
+        raise Unavailable("rpc_bad_answer", f"{transfer.tx_hash} has logs and is not there")
+    return rpc.data(sent.get("input"))
+
+
+async def _open(tx: Tx, transfer: Transfer) -> Sequence[Row]:
+    return await tx.fetch(
+        _OPEN,
+        transfer.from_,
+        transfer.network,
+        transfer.asset,
+        transfer.value_units,
+        transfer.to,
+    )
+
+
+async def by_permit2(tx: Tx, transfer: Transfer, calldata: bytes) -> Payment | None:
+    """The payment by Permit2 that a transfer is of, or may be of, locked: the one that has it, the
+    one our own transaction was made for, or one whose nonce a stranger's carries."""
+    if transfer.authorizer is not None:
+        return None
+    owner = await journal.owner_of(tx, transfer)
+    if owner is None and calldata:
+        carried = (
+            row["id"]
+            for row in await _open(tx, transfer)
+            if bytes.fromhex(row["auth_nonce"][2:]) in calldata
+        )
+        owner = next(carried, None)
+    payment = None if owner is None else await journal.by_id(tx, owner, lock=True)
+    # Of a payment that was settled for somebody else nothing is ours.
+    return payment if payment is not None and payment.recipient is not None else None
+
+
+async def authorized_by(
+    tx: Tx, transfer: Transfer, calldata: bytes = b""
+) -> tuple[Payment | None, str | None]:
     """The payment that claimed the authorization a transfer was made by, and what it was decided
-    to be used for; two None: it was made by none, or by one that was never presented here."""
+    to be used for; two None: it was made by none, or by one that was never presented here.
+    ``calldata``: of its transaction, if ``calldata_of`` has it."""
+    payment = await by_permit2(tx, transfer, calldata)
+    if payment is not None:
+        return payment, "settle"
     if transfer.authorizer is None or transfer.auth_nonce is None:
         return None, None
     key = AuthKey(transfer.network, transfer.asset, transfer.authorizer, transfer.auth_nonce)
@@ -47,20 +115,22 @@ async def authorized_by(tx: Tx, transfer: Transfer) -> tuple[Payment | None, str
     return payment, row["decision"]
 
 
-async def give(
+async def give(  # noqa: PLR0917  (a transfer, and whose it is)
     tx: Tx,
     settings: Settings,
     transfer: Transfer,
     recipient: str,
     recipient_chain: str,
+    calldata: bytes = b"",
 ) -> Placed:
     """Credit a transfer to a wallet, as a payment of its own. Any number of times, once.
+    ``calldata``: of its transaction, from ``calldata_of``.
 
     One that was made by an authorization of a payment finishes that payment instead. ``taken``:
     it went to another wallet before.
     """
     now_ms = await tx.now_ms()
-    payment, decision = await authorized_by(tx, transfer)
+    payment, decision = await authorized_by(tx, transfer, calldata)
     if payment is not None and decision == "settle":
         return await _finish(tx, payment, transfer, (recipient, recipient_chain), now_ms)
     row = await inbound.see(tx, transfer, now_ms)
@@ -80,6 +150,8 @@ async def give(
 async def _finish(
     tx: Tx, payment: Payment, transfer: Transfer, whose: tuple[str, str], now_ms: int
 ) -> Placed:
+    if await journal.take(tx, payment, [transfer], now_ms) is None:
+        raise WriteConflict("another payment has taken this transfer meanwhile")
     await journal.finish(tx, payment.id, transfer, now_ms)
     row = await inbound.see(tx, transfer, now_ms)
     return Placed(row, taken=(row.recipient, row.recipient_chain) != whose)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from chain import transfers
 from chain.errors import ChainError
-from chain.schemes import eip3009
+from chain.schemes import eip3009, exact
 from gateway import ledger
 from gateway.accounts import wallets
 from gateway.db import Tx, transact
@@ -25,11 +25,10 @@ from gateway.errors import Problem
 from gateway.ledger import read
 from gateway.payments import journal, offers
 from gateway.payments.journal import Claim
-from gateway.payments.order import CameWith, Order, asset_of, order_of
+from gateway.payments.order import CameWith, Order, key_of, order_of
 from gateway.payments.rails import Rails
 from gateway.payments.wire import Presented
 from gateway.settings import Chain
-from wallet_auth.keys import recover
 
 CREDITS = "credits"  # authorization_use.decision
 SPARE_S = 60  # how far a client's clock may be ahead
@@ -78,12 +77,9 @@ async def take(
     does not answer an offer made for this request.
     """
     chain = rails.chain_of(presented)
-    key = journal.AuthKey(
-        chain.caip2,
-        asset_of(chain, presented).address,
-        presented.authorization.from_,
-        presented.authorization.nonce,
-    )
+    if not isinstance(presented.authorization, eip3009.Authorization):
+        return None  # always settled
+    key = key_of(chain, presented)
     async with rails.db.read() as tx:
         claim = await journal.claim_of(tx, key)
         if claim is not None:
@@ -152,8 +148,7 @@ async def _still_good(rails: Rails, order: Order, presented: Presented) -> bool:
     Only keys: what a contract wallet takes for a signature, and on which chain, is for those who
     settle.
     """
-    signed = eip3009.digest(order.chain.network, order.asset, order.auth)
-    if recover(signed, order.auth.signature) != order.auth.from_:
+    if not exact.signed_by_key(order.chain.network, order.asset, order.auth):
         return False
     if presented.version != 1:
         return True

@@ -167,13 +167,17 @@ async def accounts_now(tx: Tx, chain: Chain) -> list[tuple[str, int | None]]:
 
 
 async def payer_is_blocked(tx: Tx, chain: Chain, payer: str, now_ms: int) -> bool:
-    """Whether settlements of this payer failed too often lately: each cost us gas.
+    """Whether settlements of this payer failed too often lately: each cost us gas. Those count too
+    whose failure is not proven yet (``journal.doubt``).
 
     What expired without being included is not the payer's fault and does not count.
     """
     failed: int = await tx.fetchval(
-        "SELECT count(*) FROM payment WHERE payer = $1 AND state = 'failed' AND network = $2"
-        " AND error_code = 'invalid_transaction_state' AND updated_at_ms > $3",
+        # Two looks, because each state has an index of its own.
+        "SELECT (SELECT count(*) FROM payment WHERE payer = $1 AND state = 'failed'"
+        " AND network = $2 AND error_code = 'invalid_transaction_state' AND updated_at_ms > $3)"
+        " + (SELECT count(*) FROM payment WHERE payer = $1 AND state = 'processing'"
+        " AND network = $2 AND error_code = 'invalid_transaction_state' AND updated_at_ms > $3)",
         payer,
         chain.caip2,
         now_ms - HOUR_MS,

@@ -8,7 +8,7 @@ authorization is not sent; with other content it is a conflict.
 
 from __future__ import annotations
 
-from chain.schemes import eip3009
+from chain.schemes import exact
 from gateway import ledger
 from gateway.accounts import wallets
 from gateway.errors import Problem
@@ -17,7 +17,6 @@ from gateway.payments.from_credits import Spent
 from gateway.payments.order import CameWith, order_of
 from gateway.payments.rails import Rails
 from gateway.payments.wire import IDENTIFIER, Presented
-from wallet_auth.keys import recover
 
 
 def alias_of(presented: Presented) -> str | None:
@@ -45,8 +44,8 @@ async def find(rails: Rails, presented: Presented, came: CameWith) -> Spent | No
         close = await read.close_of(tx, hold.id)
         now_s = await tx.now_ms() // 1000
     order = order_of(rails, presented, came, now_s)
-    signed = eip3009.digest(order.chain.network, order.asset, order.auth)
-    if order.offer is None or recover(signed, order.auth.signature) != payer:
+    signed = exact.signed_by_key(order.chain.network, order.asset, order.auth)
+    if order.offer is None or not signed:
         return None
     if hold.content != came.content:
         raise Problem(

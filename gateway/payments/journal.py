@@ -154,26 +154,48 @@ async def claim(tx: Tx, key: AuthKey, new: Claim, now_ms: int) -> bool:
 
 
 async def take(
-    tx: Tx, payment_id: str, candidates: Sequence[Transfer], now_ms: int
+    tx: Tx, payment: Payment, candidates: Sequence[Transfer], now_ms: int
 ) -> Transfer | None:
     """The transfer among ``candidates`` that is this payment's, from now on and nobody else's.
 
     A token marks an EIP-3009 authorization in its logs. Permit2 marks nothing, and a transaction
     can carry the nonces of many payments beside one transfer: each is taken once, by whoever comes
-    first. None: others have them all.
+    first; but what one of our own transactions moved is of the payment it was made for. None:
+    others have them all.
     """
-    payment = await by_id(tx, payment_id)
-    if payment is None or payment.method != "permit2":
+    if payment.method != "permit2":
         return candidates[0] if candidates else None
-    for each in candidates:
-        place = f"{each.to}:{each.tx_hash}:{each.n}"  # no nonce looks like this
-        key = AuthKey(each.network, each.asset, each.from_, place)
-        if await claim(tx, key, Claim(payment_id, b"", None, TAKEN), now_ms):
-            return each
-        holder = await claim_of(tx, key)
-        if holder is not None and holder.payment_id == payment_id:
+    await by_id(tx, payment.id, lock=True)  # before its transfer, as everybody does
+    owners = [await owner_of(tx, each) for each in candidates]
+    mine = [each for each, owner in zip(candidates, owners, strict=True) if owner == payment.id]
+    free = [each for each, owner in zip(candidates, owners, strict=True) if owner is None]
+    for each in (*mine, *free):
+        new = Claim(payment.id, b"", None, TAKEN)
+        if await claim(tx, _place(each), new, now_ms) or each in mine:
             return each
     return None
+
+
+def _place(transfer: Transfer) -> AuthKey:
+    """The key under which a transfer is taken: no nonce looks like this."""
+    place = f"{transfer.to}:{transfer.tx_hash}:{transfer.n}"
+    return AuthKey(transfer.network, transfer.asset, transfer.from_, place)
+
+
+async def owner_of(tx: Tx, transfer: Transfer) -> str | None:
+    """The payment by Permit2 that has a transfer, or that our own transaction was made for."""
+    taken = await claim_of(tx, _place(transfer))
+    if taken is not None:
+        return taken.payment_id
+    # Such a payment is always alone in its transaction.
+    owner: str | None = await tx.fetchval(
+        "SELECT p.id FROM chain_tx t JOIN chain_member m ON m.network = t.network"
+        " AND m.sender = t.sender AND m.nonce = t.nonce JOIN payment p ON p.id = m.payment_id"
+        " WHERE t.network = $1 AND t.tx_hash = $2 AND p.method = 'permit2' LIMIT 1",
+        transfer.network,
+        transfer.tx_hash,
+    )
+    return owner
 
 
 async def finish(
@@ -254,6 +276,18 @@ async def fail(tx: Tx, payment_id: str, code: str, detail: str, now_ms: int) -> 
     )
     if provider not in (None, "stripe"):
         inbound.count_ended(tx, "failed")
+
+
+async def doubt(tx: Tx, payment_id: str, code: str, now_ms: int) -> None:
+    """Ours is in a block and moved nothing. Whether the payment has failed takes longer to prove,
+    but it cost us gas (``gas.payer_is_blocked``)."""
+    await tx.execute(
+        "UPDATE payment SET error_code = $2, updated_at_ms = $3 WHERE id = $1"
+        " AND state = 'processing' AND error_code IS NULL",
+        payment_id,
+        code,
+        now_ms,
+    )
 
 
 async def release(tx: Tx, payment_id: str, at_ms: int) -> None:

@@ -19,7 +19,7 @@ import secrets
 import struct
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -31,6 +31,8 @@ from wallet_auth import mac
 
 CALL: Final = "call"  # the change that a call leaves never expires
 CREDITS: Final = "credits"  # a pack expires when its operator says
+EIP3009: Final = "eip3009"
+PERMIT2: Final = "permit2"
 
 _HEAD: Final = struct.Struct(">4sQQ12s")  # key id, expiry in seconds, price in units, salt
 _SALT_BYTES: Final = 12
@@ -72,6 +74,7 @@ class Terms:
     amount_units: int
     purpose: str
     timeout_s: int
+    method: str = EIP3009
 
     def sealed(self) -> bytes:
         """The terms as bytes, each part with its length in front."""
@@ -82,6 +85,8 @@ class Terms:
             str(self.amount_units),
             self.purpose,
             str(self.timeout_s),
+            # Not of the usual one: tokens that were given out before there were two stay good.
+            *(() if self.method == EIP3009 else (self.method,)),
         )
 
 
@@ -215,7 +220,8 @@ def terms_for_call(settings: Settings, price_units: int, shortfall_units: int) -
     """Every way to pay for a call: this call first, then the packs that cover what is missing.
 
     The call's own offer is at least the chain's ``min_onchain``; what the call does not use of it
-    stays as the payer's credits. A pack smaller than the shortfall would be paid and refused.
+    stays as the payer's credits. A pack smaller than the shortfall would be paid and refused. By
+    Permit2 the call can be paid where that is on, last: it costs an approval and more gas.
     """
     packs = tuple(units for units in settings.credits.packs_units if units >= shortfall_units)
     return _terms_for_call(Same(settings), price_units, packs)
@@ -242,14 +248,25 @@ def _terms_for_call(
     packs = [
         terms
         for units in packs_units
-        for terms in terms_for_credits(settings, units)
+        for terms in by_eip3009(settings, units)
         if (terms.chain.caip2, terms.amount_units) not in first
     ]
-    return (*calls, *packs)
+    return (*calls, *packs, *_by_permit2(calls))
+
+
+def _by_permit2(terms: Iterable[Terms]) -> list[Terms]:
+    """The same once more, for the networks where our sales take Permit2."""
+    return [replace(each, method=PERMIT2) for each in terms if each.chain.permit2]
 
 
 def terms_for_credits(settings: Settings, amount_units: int) -> list[Terms]:
     """The ways to buy exactly this amount of credits."""
+    usual = by_eip3009(settings, amount_units)
+    return [*usual, *_by_permit2(usual)]
+
+
+def by_eip3009(settings: Settings, amount_units: int) -> list[Terms]:
+    """Those of them that every client speaks."""
     return [
         Terms(
             chain,
@@ -275,6 +292,7 @@ def requirements(terms: Terms, token: str) -> str:
         terms.timeout_s,
         asset.eip712_name,
         asset.eip712_version,
+        terms.method,
     )
     return before + token + after
 
@@ -295,8 +313,11 @@ def _around_token(  # noqa: PLR0917  (the members, in their order)
     timeout_s: int,
     name: str,
     version: str,
+    method: str,
 ) -> tuple[str, str]:
     from wallet_auth.keys import checksum
+
+    by = {} if method == EIP3009 else {"assetTransferMethod": method}
 
     text = json.dumps(
         {
@@ -307,7 +328,13 @@ def _around_token(  # noqa: PLR0917  (the members, in their order)
             "payTo": checksum(pay_to),
             "maxTimeoutSeconds": timeout_s,
             # The token stands last, so that the text can be cut where it goes.
-            "extra": {"name": name, "version": version, "paymentFlow": "upfront", "offer": ""},
+            "extra": {
+                "name": name,
+                "version": version,
+                **by,
+                "paymentFlow": "upfront",
+                "offer": "",
+            },
         },
         separators=(",", ":"),
     )

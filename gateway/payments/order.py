@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from chain.errors import Rejected
 from chain.networks import Asset
 from chain.rpc import Rpc
-from chain.schemes import eip3009
+from chain.schemes import eip3009, exact
 from gateway.errors import Problem
 from gateway.payments import offers
 from gateway.payments.journal import AuthKey
@@ -59,7 +59,7 @@ class Order:
 
     chain: Chain
     asset: Asset
-    auth: eip3009.Authorization
+    auth: exact.Authorization
     purpose: str
     price_units: int
     content: bytes
@@ -71,7 +71,8 @@ class Order:
 
     @property
     def key(self) -> AuthKey:
-        return AuthKey(self.chain.caip2, self.asset.address, self.auth.from_, self.auth.nonce)
+        where = exact.burned_at(self.asset.address, self.auth)
+        return AuthKey(self.chain.caip2, where, self.auth.from_, self.auth.nonce)
 
 
 def asset_of(chain: Chain, presented: Presented) -> Asset:
@@ -86,10 +87,17 @@ def asset_of(chain: Chain, presented: Presented) -> Asset:
     return asset
 
 
+def key_of(chain: Chain, presented: Presented) -> AuthKey:
+    """What the one-time value of a payment is unique under. Raises ``Problem``."""
+    auth = presented.authorization
+    where = exact.burned_at(asset_of(chain, presented).address, auth)
+    return AuthKey(chain.caip2, where, auth.from_, auth.nonce)
+
+
 def order_of(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> Order:
     """Hold a payment against our own terms. Nothing of what the payer echoed is trusted."""
     chain = rails.chain_of(presented)
-    auth = presented.authorization
+    auth, asset = presented.authorization, asset_of(chain, presented)
     opened = None
     if presented.offer is not None:
         opened = offers.unseal(
@@ -104,12 +112,14 @@ def order_of(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> 
             f"The request asks for {came.amount_units} units and pays {terms.amount_units}.",
         )
     try:
-        eip3009.check(auth, pay_to=terms.pay_to, amount_units=terms.amount_units, now_s=now_s)
+        exact.check(
+            auth, asset=asset, pay_to=terms.pay_to, amount_units=terms.amount_units, now_s=now_s
+        )
     except Rejected as error:
         raise refused(error) from None
     return Order(
         chain=chain,
-        asset=asset_of(chain, presented),
+        asset=asset,
         auth=auth,
         purpose=terms.purpose,
         # The price of the offer holds, and nobody pays more than the price now: a ceiling that was
@@ -154,6 +164,7 @@ def _candidates(chain: Chain, presented: Presented) -> list[offers.Terms]:
             int(amount),
             purpose,
             presented.timeout_s or 0,
+            exact.method_of(presented.authorization),
         )
         for purpose in (offers.CALL, offers.CREDITS)
     ]
@@ -169,7 +180,8 @@ def _matching(
         )
     else:
         on_offer = offers.terms_for_call(settings, came.asked.price_units, came.asked.price_units)
-    mine = [terms for terms in on_offer if terms.chain.caip2 == chain.caip2]
+    how = chain.caip2, exact.method_of(presented.authorization)
+    mine = [terms for terms in on_offer if (terms.chain.caip2, terms.method) == how]
     for terms in mine:
         if terms.amount_units == presented.authorization.value_units:
             return terms

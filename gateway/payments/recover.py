@@ -72,7 +72,7 @@ async def end_with(rails: Rails, payment: Payment, found: Sequence[Transfer]) ->
 
     async def work(tx: Tx) -> str | None:
         now_ms = await tx.now_ms()
-        transfer = await journal.take(tx, payment.id, found, now_ms)
+        transfer = await journal.take(tx, payment, found, now_ms)
         if transfer is None:
             return None
         done, _ = await journal.finish(tx, payment.id, transfer, now_ms)
@@ -125,16 +125,17 @@ class _LookedFor:
         return max((self.payment.from_block or 0) - margin, 0)
 
 
-async def seen(rpc: Rpc, spent: Spent, method: str) -> Transfer | None:
-    """The transfer to us of an authorization that is marked as used, of the last hour or so.
+async def seen(rpc: Rpc, spent: Spent, method: str) -> list[Transfer]:
+    """The transfers to us that may be of an authorization that is marked as used, of the last
+    hour or so (``journal.take``).
 
     None: it is not marked, was cancelled, paid somebody else, or was used longer ago.
     """
     if not await METHODS[method].is_used(rpc, spent, "latest"):
-        return None
+        return []
     blocks = LOOK_BACK_MS // rpc.network.finality.block_ms
     start = max(await rpc.block_number() - blocks, 0)
-    return next(iter(await _by_anyone(rpc, METHODS[method], spent, start)), None)
+    return await _by_anyone(rpc, METHODS[method], spent, start)
 
 
 async def _by_anyone(rpc: Rpc, method: Method, spent: Spent, from_block: int) -> list[Transfer]:
@@ -168,7 +169,11 @@ async def _unfound(rails: Rails, looked_for: _LookedFor, sent: Sequence[Prepared
     # up to it is in the answer.
     at = max(number, receipt.block_number if receipt is not None else 0)
     if await looked_for.method.is_used(rpc, looked_for.spent, hex(at)):
-        return await _used_up(rails, looked_for)
+        state = await _used_up(rails, looked_for)
+        if state == "processing" and receipt is not None:
+            async with rails.db.write() as tx:
+                await journal.doubt(tx, payment.id, USED, await tx.now_ms())
+        return state
     if time_s >= (payment.valid_before_s or 0):
         # The token refuses it in every later block.
         return await _give_up(

@@ -118,7 +118,9 @@ async def _caller(request: Request, body: bytes, wanted: dict[str, Any]) -> Call
         raise Problem("identity_conflict", "The request carries more than one payment.")
     if not isinstance(payload, dict):
         raise Problem("invalid_payload", f"{_PAYLOAD} is not an object.")
-    caller = caller._replace(presented=decode_object(payload))
+    caller = caller._replace(
+        presented=decode_object(payload, permit2=node_of(request).settings.takes_permit2)
+    )
     require_same_wallet(node_of(request), caller)
     return caller
 

@@ -13,11 +13,12 @@ from dataclasses import replace
 from typing import Any, Final
 
 from chain.errors import ChainError
+from chain.schemes import eip3009
 from gateway.accounts import wallets
 from gateway.errors import NextAction, Problem
 from gateway.payments import claims
 from gateway.payments.journal import AuthKey
-from gateway.payments.order import Gift, Order, asset_of
+from gateway.payments.order import Gift, Order, key_of
 from gateway.payments.rails import Rails, refused
 from gateway.payments.wire import Presented
 from gateway.settings import Settings
@@ -68,9 +69,7 @@ async def signed(  # noqa: PLR0917  (a signature, and what it may be of)
 
 def text_of(rails: Rails, presented: Presented, recipient: str) -> str:
     """The words that give the credits of a payment to another wallet. Raises ``Problem``."""
-    chain, auth = rails.chain_of(presented), presented.authorization
-    asset = asset_of(chain, presented)
-    return _text(rails, AuthKey(chain.caip2, asset.address, auth.from_, auth.nonce), recipient)
+    return _text(rails, key_of(rails.chain_of(presented), presented), recipient)
 
 
 def _text(rails: Rails, key: AuthKey, recipient: str) -> str:
@@ -86,7 +85,9 @@ async def accept(rails: Rails, order: Order, gift: Gift) -> tuple[Order, int | N
     """
     auth = order.auth
     text = _text(rails, order.key, gift.recipient)
-    lines = published(auth.from_, gift.recipient, auth.value_units, "nonce", auth.nonce)
+    lines = []
+    if isinstance(auth, eip3009.Authorization):  # whose nonces they name
+        lines = published(auth.from_, gift.recipient, auth.value_units, "nonce", auth.nonce)
     try:
         network, texts = order.chain.caip2, [text, *lines]
         good = await signed(rails, network, auth.from_, texts, gift.signature, gift.call)

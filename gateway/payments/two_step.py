@@ -54,7 +54,7 @@ def as_payment(rails: Rails, wanted: dict[str, Any], asked: offers.Asked) -> dic
 
 def _terms(rails: Rails, token: object, asked: offers.Asked, units: int) -> offers.Terms:
     if isinstance(token, str) and token.isascii() and len(token) <= _LONGEST:
-        on_offer = offers.terms_for_credits(rails.settings, units)
+        on_offer = offers.by_eip3009(rails.settings, units)
         try:
             return offers.unseal(rails.keys, token, asked, on_offer, 0).terms
         except Problem:

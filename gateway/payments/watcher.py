@@ -189,7 +189,8 @@ async def _note(rails: Rails, rpc: Rpc, chain: Chain, asset: Asset, tx_hash: str
         async def work(tx: Tx, transfer: Transfer = transfer) -> None:
             payment, decision = await claims.authorized_by(tx, transfer)
             now_ms = await tx.now_ms()
-            if payment is None or decision != "settle":
+            # By Permit2 it is nobody's until its payment takes it (``_attribute`` at the latest).
+            if payment is None or decision != "settle" or payment.method == "permit2":
                 await inbound.see(tx, transfer, now_ms)
             elif payment.state not in ("processing", "succeeded"):
                 # It was given up, and its money came all the same.
@@ -217,15 +218,17 @@ async def _advance(rails: Rails, chain: Chain, asset: Asset, to: int, fence: int
 async def _attribute(rails: Rails, chain: Chain, row: Inbound) -> None:
     """Credit a safe transfer to its sender, if this house knows that wallet."""
     where = await claims.chain_of(rails.rpcs[chain.caip2], row.from_address)
+    said = await claims.calldata_of(rails, claims.transfer_of(row))
 
     async def work(tx: Tx) -> None:
-        if await wallets.find(tx, row.from_address, where) is None:
+        payment = await claims.by_permit2(tx, claims.transfer_of(row), said)
+        if payment is None and await wallets.find(tx, row.from_address, where) is None:
             return
         # Not locked here: a payment's row comes before its transfer's, and ``give`` sees to that.
         for now in await inbound.known(tx, row.network, row.tx_hash):
             if now.n == row.n and now.state == "unclaimed" and now.depth != "included":
                 moved = claims.transfer_of(now)
-                await claims.give(tx, rails.settings, moved, row.from_address, where)
+                await claims.give(tx, rails.settings, moved, row.from_address, where, said)
         log.info("%s of %s is credited to its sender", row.tx_hash, row.network)
 
     await transact(rails.db, work)

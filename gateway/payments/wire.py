@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chain.errors import Rejected
-from chain.schemes import eip3009
+from chain.schemes import eip3009, exact
 from gateway.errors import Problem
 from gateway.fields import by_name
 from wallet_auth.strict import base64_bytes, json_object
@@ -38,7 +38,7 @@ class Presented:
     version: int
     scheme: str
     network: str
-    authorization: eip3009.Authorization
+    authorization: exact.Authorization
     asset: str | None = None
     pay_to: str | None = None
     amount: str | None = None
@@ -56,19 +56,21 @@ def payment_header(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     return found[0].strip() if found and found[0].strip() else None
 
 
-def decode(header: bytes) -> Presented:
-    """Read a payment header. Raises ``Problem``: 400 for what is malformed, 402 for what is
-    well-formed and not spoken here."""
+def decode(header: bytes, *, permit2: bool = False) -> Presented:
+    """Read a payment header. ``permit2``: some network here takes it, in version 2.
+
+    Raises ``Problem``: 400 for what is malformed, 402 for what is well-formed and not spoken here.
+    """
     if len(header) > MAX_HEADER_BYTES:
         raise Problem("invalid_payload", "The payment header is too long.")
     try:
         body = json_object(base64_bytes(header))
     except ValueError as error:
         raise Problem("invalid_payload", f"The payment header is {error}.") from None
-    return decode_object(body)
+    return decode_object(body, permit2=permit2)
 
 
-def decode_object(body: dict[str, Any]) -> Presented:
+def decode_object(body: dict[str, Any], *, permit2: bool = False) -> Presented:
     """Read a payment payload that is JSON already. Raises as ``decode`` does."""
     version = body.get("x402Version")
     if isinstance(version, bool) or not isinstance(version, int):
@@ -76,16 +78,16 @@ def decode_object(body: dict[str, Any]) -> Presented:
     if version == 1:
         return _decode_v1(body)
     if version == 2:
-        return _decode_v2(body)
+        return _decode_v2(body, permit2)
     raise Problem("invalid_x402_version", f"x402 version {version} is not spoken here: 1 or 2.")
 
 
 def _decode_v1(body: dict[str, Any]) -> Presented:
     scheme, network = _text(body, "scheme"), _text(body, "network")
-    return Presented(1, scheme, network, _authorization(scheme, body.get("payload")))
+    return Presented(1, scheme, network, _authorization(scheme, body.get("payload"), False))
 
 
-def _decode_v2(body: dict[str, Any]) -> Presented:
+def _decode_v2(body: dict[str, Any], permit2: bool) -> Presented:
     accepted = body.get("accepted")
     if not isinstance(accepted, dict):
         raise Problem("invalid_payload", "accepted is missing: the offer that is being paid.")
@@ -99,7 +101,7 @@ def _decode_v2(body: dict[str, Any]) -> Presented:
         version=2,
         scheme=scheme,
         network=_text(accepted, "network"),
-        authorization=_authorization(scheme, body.get("payload")),
+        authorization=_authorization(scheme, body.get("payload"), permit2),
         asset=_text(accepted, "asset").lower(),
         pay_to=_text(accepted, "payTo").lower(),
         amount=_text(accepted, "amount"),
@@ -130,13 +132,13 @@ def _text(table: dict[str, Any], name: str) -> str:
     return value
 
 
-def _authorization(scheme: str, payload: object) -> eip3009.Authorization:
+def _authorization(scheme: str, payload: object, permit2: bool) -> exact.Authorization:
     if scheme != "exact":
         raise Problem("invalid_scheme", f"The scheme {scheme[:40]!r} is not accepted: exact.")
-    if isinstance(payload, dict) and "permit2Authorization" in payload:
+    if not permit2 and isinstance(payload, dict) and "permit2Authorization" in payload:
         raise Problem("invalid_scheme", "Permit2 is not accepted here: sign with EIP-3009.")
     try:
-        return eip3009.parse(payload)
+        return exact.parse(payload) if permit2 else eip3009.parse(payload)
     except Rejected as error:
         # Malformed is 400; a well-formed signature that cannot be right is the payment's fault.
         raise Problem(error.code, error.detail) from None

@@ -21,7 +21,8 @@ from typing import Final
 from chain.errors import ChainError, Rejected, Unavailable
 from chain.receipts import Receipt
 from chain.rpc import Rpc
-from chain.schemes import eip3009
+from chain.schemes import eip3009, exact, permit2
+from chain.transfers import Transfer
 from gateway import ledger, observe
 from gateway.accounts import credentials, wallets
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable, Tx, transact
@@ -45,8 +46,8 @@ from gateway.payments.journal import AuthKey, Claim, Payment
 from gateway.payments.lane import Begun, Handed, Job
 from gateway.payments.methods import METHODS, Spent
 from gateway.payments.nonces import Call
-from gateway.payments.order import CameWith, Order, asset_of, order_of, payer_chain_of
-from gateway.payments.rails import Rails, refused
+from gateway.payments.order import CameWith, Order, key_of, order_of, payer_chain_of
+from gateway.payments.rails import Rails, allowance_required, refused
 from gateway.payments.wire import Presented
 from gateway.settings import Chain, Settings
 
@@ -78,9 +79,7 @@ async def pay(
     Raises ``Problem`` for a payment that was refused before anything was sent.
     """
     chain = rails.chain_of(presented)
-    asset = asset_of(chain, presented)
-    auth = presented.authorization
-    key = AuthKey(chain.caip2, asset.address, auth.from_, auth.nonce)
+    auth, key = presented.authorization, key_of(chain, presented)
     while True:
         known = await _join(rails, key, came, presented.offer)
         if known is not None:
@@ -246,6 +245,11 @@ async def _hand_in(
 ) -> Handed | None:
     """Verify, and let the engine settle. ``job`` makes one for the payer's kind of account."""
     auth = order.auth
+    if isinstance(auth, permit2.Authorization):
+        # Alone, and by ourselves: calldata tells its transfer, which others could mix.
+        await permit2.verify(rpc, order.asset, auth)
+        whose = await payer_chain_of(rpc, order)
+        return await engine.settle(rails, replace(job(whose), alone=True))
     if await remote.usable(rails, order.chain):
         kind = await eip3009.verify(rpc, order.asset, auth, await _now_s(rails.db))
         whose = "" if kind == "key" else await payer_chain_of(rpc, order)
@@ -284,9 +288,9 @@ def _job(
 
     return Job(
         chain=order.chain,
-        call=Call(payment_id, order.asset.address, eip3009.transfer_calldata(auth)),
+        call=Call(payment_id, *exact.call_of(order.asset, auth)),
         payer=auth.from_,
-        spends=(order.asset.address, auth.from_, auth.nonce),
+        spends=(order.key.asset, auth.from_, auth.nonce),
         valid_before_s=auth.valid_before_s,
         begin=begin,
     )
@@ -304,27 +308,28 @@ async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected)
             return None
     auth = order.auth
     try:
-        found = None
-        if refusal.code == recover.USED:
+        found: list[Transfer] = []
+        if refusal.code in _SPENT:
             spent = Spent(order.asset, auth.from_, auth.nonce, order.chain.pay_to, auth.value_units)
-            found = await recover.seen(rpc, spent, "eip3009")
-        if found is None:
-            observe.count("settlements", outcome="refused")
+            found = await recover.seen(rpc, spent, exact.method_of(auth))
+        if not found:
             raise refusal
         recipient_chain = await payer_chain_of(rpc, order)
     except ChainError as error:
-        raise refused(error) from error
-    transfer = found
+        raise _refused(order, error) from error
 
     async def work(tx: Tx) -> Payment | None:
         now_ms = await tx.now_ms()
-        at = Begun(now_ms, transfer.block_number)
+        at = Begun(now_ms, found[0].block_number)
         payment = _new_payment(rails, order, journal.new_id(), recipient_chain, at)
         if not await journal.claim(tx, order.key, Claim(payment.id, order.content, None), now_ms):
             return None
         # If the identifier is another payment's, this one is minted all the same: it was paid.
         await aliases.bind(tx, order, payment.id, recipient_chain, now_ms)
         await journal.insert(tx, payment)
+        transfer = await journal.take(tx, payment, found, now_ms)
+        if transfer is None:  # nothing of this stands
+            raise _refused(order, refusal)
         done, _ = await journal.finish(tx, payment.id, transfer, now_ms)
         return done
 
@@ -332,6 +337,28 @@ async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected)
     if done is None:
         return None
     return Paid(done, order.price_units, None, repeat=True, same_presenter=False)
+
+
+# What an authorization can be refused with because it has moved this money already. By Permit2 the
+# allowance and the balance too: they may have been read before it did, and after.
+_SPENT: Final = frozenset(
+    (
+        recover.USED,
+        "permit2_invalid_nonce",
+        "permit2_simulation_failed",
+        "permit2_insufficient_balance",
+        permit2.ALLOWANCE_REQUIRED,
+    )
+)
+
+
+def _refused(order: Order, error: ChainError) -> Problem:
+    """The answer to a payment that was refused or could not be looked at."""
+    if isinstance(error, Rejected):
+        observe.count("settlements", outcome="refused")
+        if error.code == permit2.ALLOWANCE_REQUIRED:
+            return allowance_required(order.chain, order.asset, order.auth)
+    return refused(error)
 
 
 def _priced(make_hold: MakeHold, price_units: int) -> Callable[[int], ledger.Hold]:
@@ -368,6 +395,7 @@ def _new_payment(
         created_at_ms=at.now_ms,
         updated_at_ms=at.now_ms,
         lease_ms=in_hand.lease_ms(rails, at.now_ms),
+        method=exact.method_of(order.auth),
         pay_to=order.auth.to,
         door=order.door,
     )
@@ -394,11 +422,13 @@ async def _finish(
         # alone if it is still good.
         await recover.recover(rails, payment)
         return await _await_end(rails, payment, recover.recover), None, None
-    transfer = found[0]
     life_s = _credential_s(rails.settings, order, payment)
 
     async def work(tx: Tx) -> tuple[Payment, ledger.Outcome | None, str | None]:
         now_ms, given = await tx.now_ms(), None
+        transfer = await journal.take(tx, payment, found, now_ms)
+        if transfer is None:
+            return payment, None, None
         done, held = await journal.finish(tx, payment.id, transfer, now_ms, hold)
         if life_s and done.state == "succeeded" and done.lot_id is not None:
             end_ms = now_ms + life_s * 1_000
@@ -417,7 +447,7 @@ def _credential_s(settings: Settings, order: Order, payment: Payment) -> int:
     own = (payment.recipient, payment.recipient_chain) == (auth.from_, "")
     if not own or not order.bare or auth.value_units <= order.price_units:
         return 0
-    signed = eip3009.signed_by_key(order.chain.network, order.asset, auth)
+    signed = exact.signed_by_key(order.chain.network, order.asset, auth)
     return settings.credits.credential_s if signed else 0
 
 

@@ -109,6 +109,16 @@ def complete(problem: Problem, method: str, url: str, base: str) -> None:
         body = {"method": method, "url": url, "body": "<its body, if it has one>"}
         ask = NextAction("POST", f"{base}/farebox/v1/quotes", send, "read", body=body)
         problem.next_actions = (ask,)
+    elif problem.code == "PERMIT2_ALLOWANCE_REQUIRED":
+        approve = (
+            "the very same request, once the paying wallet has called approve(spender, amount) at "
+            "the token: nothing was taken, and its payment is good until it expires"
+        )
+        offers = "the same request without a payment: what is offered by EIP-3009 needs no approval"
+        problem.next_actions = (
+            NextAction(method, url, approve, "change"),
+            NextAction(method, url, offers, "read"),
+        )
     elif problem.code in _TRANSFERS:
         send = "the same with another transaction, or without one: the answer says how to pay"
         problem.next_actions = (NextAction(method, url, send),)

@@ -11,6 +11,7 @@ from secrets import token_hex
 from typing import Final, NamedTuple
 
 from chain.errors import ChainError
+from chain.schemes import exact
 from gateway import ledger
 from gateway.accounts import credentials
 from gateway.accounts.credentials import Credential
@@ -95,7 +96,7 @@ async def identify(  # noqa: PLR0917  (a request)
         )
     raw = payment_header(headers)
     if raw is not None:
-        presented = decode(raw)
+        presented = decode(raw, permit2=node.settings.takes_permit2)
     credential = None
     if b"authorization" in named and any(map(is_our_key, named[b"authorization"])):
         if signer is not None:
@@ -242,7 +243,8 @@ def guard_of(node: Node, caller: Caller) -> ledger.Guard:
     if caller.presented is not None:
         chain_settings = node.rails.chain_of(caller.presented)
         asset = caller.presented.asset or chain_settings.network.usdc.address
-        scheme = f"x402:{chain_settings.caip2}:{asset}"
+        where = exact.burned_at(asset, caller.presented.authorization)
+        scheme = f"x402:{chain_settings.caip2}:{where}"
         paid_by = f"{scheme}:{caller.presented.authorization.nonce}"
         alias = alias or alias_of(caller.presented)
     signer, wallet = caller.signer, caller.wallet

@@ -199,7 +199,7 @@ async def _caller(call: _Asked, price: Quote) -> Caller:
             node, "POST", call.target, call.incoming, request.now_s, request.client
         )
         if message.payment is not None:
-            presented = decode_object(message.payment)
+            presented = decode_object(message.payment, permit2=node.settings.takes_permit2)
             if caller.presented is not None:
                 raise Problem("identity_conflict", "The call carries more than one payment.")
             caller = caller._replace(presented=presented)
