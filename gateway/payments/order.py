@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chain.errors import Rejected
+from chain.errors import ChainError, Rejected
 from chain.networks import Asset
 from chain.rpc import Rpc
-from chain.schemes import eip3009, exact
+from chain.schemes import eip3009, exact, permit2
 from gateway.errors import Problem
 from gateway.payments import offers
 from gateway.payments.journal import AuthKey
 from gateway.payments.rails import Rails, refused
 from gateway.payments.wire import Presented
 from gateway.settings import Chain, Settings
+from wallet_auth.keys import checksum
 from wallet_auth.request import Call
 
 
@@ -132,6 +133,33 @@ def order_of(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> 
         door=came.door,
         bare=came.bare,
         alias=came.alias,
+    )
+
+
+def refused_order(order: Order, error: ChainError) -> Problem:
+    """``refused`` for an order at hand: what its payer can do is told with the order's numbers."""
+    if isinstance(error, Rejected) and error.code == permit2.ALLOWANCE_REQUIRED:
+        return _allowance_required(order)
+    return refused(error)
+
+
+def _allowance_required(order: Order) -> Problem:
+    """The payer has not let Permit2 move the token. Nothing was claimed, so the very same payment
+    is good once it has."""
+    auth, asset = order.auth, order.asset
+    spender, token = checksum(permit2.PERMIT2), checksum(asset.address)
+    return Problem(
+        "PERMIT2_ALLOWANCE_REQUIRED",
+        f"{checksum(auth.from_)} has not approved Permit2 ({spender}) for {auth.value_units} units "
+        f"of {asset.symbol} ({token}) on {order.chain.name}; nothing was sent. Approve, and send "
+        "the same request again while the payment is good, or pay with an offer that needs none.",
+        members={
+            "spender": spender,
+            "token": token,
+            "amount": str(auth.value_units),
+            "network": order.chain.caip2,
+            "payer": auth.from_,
+        },
     )
 
 

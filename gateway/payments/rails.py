@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from chain.errors import ChainError, Rejected
-from chain.networks import Asset
 from chain.rpc import Rpc
 from chain.schemes import exact
-from chain.schemes.permit2 import PERMIT2
 from gateway.db import Database
 from gateway.errors import CODES, Problem
 from gateway.payments import offers
@@ -20,7 +18,6 @@ from gateway.payments.lane import Lane
 from gateway.payments.together import Together
 from gateway.payments.wire import Presented
 from gateway.settings import Chain, Settings
-from wallet_auth.keys import checksum
 
 
 @dataclass(slots=True)
@@ -67,25 +64,6 @@ class Rails:
             "invalid_network",
             f"Payments on {presented.network[:60]!r} are not accepted here.",
         )
-
-
-def allowance_required(chain: Chain, asset: Asset, auth: exact.Authorization) -> Problem:
-    """The payer has not let Permit2 move the token. Nothing was claimed, so the very same payment
-    is good once it has."""
-    spender, token = checksum(PERMIT2), checksum(asset.address)
-    return Problem(
-        "PERMIT2_ALLOWANCE_REQUIRED",
-        f"{checksum(auth.from_)} has not approved Permit2 ({spender}) for {auth.value_units} units "
-        f"of {asset.symbol} ({token}) on {chain.name}; nothing was sent. Approve, and send the "
-        "same request again while the payment is good, or pay with an offer that needs none.",
-        members={
-            "spender": spender,
-            "token": token,
-            "amount": str(auth.value_units),
-            "network": chain.caip2,
-            "payer": auth.from_,
-        },
-    )
 
 
 # Why this gateway sends nothing at the moment although the chain can be reached.

@@ -17,6 +17,7 @@ from chain.errors import Rejected, Unavailable
 from chain.receipts import Receipt
 from chain.receipts import read as read_receipt
 from chain.rpc import Rpc
+from chain.schemes import permit2
 from chain.sender import Prepared
 from chain.transfers import Transfer
 from gateway import ledger
@@ -30,6 +31,17 @@ from gateway.payments.rails import Rails
 from gateway.settings import Chain
 
 USED: Final = "invalid_transaction_state"  # what a used authorization is refused with, among others
+SPENT: Final = frozenset(
+    (
+        USED,
+        "permit2_invalid_nonce",
+        "permit2_simulation_failed",
+        # They may have been read after the nonce was, and it used in between.
+        "permit2_insufficient_balance",
+        permit2.ALLOWANCE_REQUIRED,
+    )
+)
+"""What an authorization can be refused with because it has moved its money already."""
 LAG_MS: Final = 60_000  # how far one node may be behind another
 LOOK_BACK_MS: Final = 3_600_000  # an offer lives two minutes; who paid one comes soon
 
@@ -129,7 +141,7 @@ async def seen(rpc: Rpc, spent: Spent, method: str) -> list[Transfer]:
     """The transfers to us that may be of an authorization that is marked as used, of the last
     hour or so (``journal.take``).
 
-    None: it is not marked, was cancelled, paid somebody else, or was used longer ago.
+    None of them: it is not marked, was cancelled, paid somebody else, or was used longer ago.
     """
     if not await METHODS[method].is_used(rpc, spent, "latest"):
         return []
@@ -169,11 +181,10 @@ async def _unfound(rails: Rails, looked_for: _LookedFor, sent: Sequence[Prepared
     # up to it is in the answer.
     at = max(number, receipt.block_number if receipt is not None else 0)
     if await looked_for.method.is_used(rpc, looked_for.spent, hex(at)):
-        state = await _used_up(rails, looked_for)
-        if state == "processing" and receipt is not None:
+        if receipt is not None:
             async with rails.db.write() as tx:
                 await journal.doubt(tx, payment.id, USED, await tx.now_ms())
-        return state
+        return await _used_up(rails, looked_for)
     if time_s >= (payment.valid_before_s or 0):
         # The token refuses it in every later block.
         return await _give_up(

@@ -46,8 +46,15 @@ from gateway.payments.journal import AuthKey, Claim, Payment
 from gateway.payments.lane import Begun, Handed, Job
 from gateway.payments.methods import METHODS, Spent
 from gateway.payments.nonces import Call
-from gateway.payments.order import CameWith, Order, key_of, order_of, payer_chain_of
-from gateway.payments.rails import Rails, allowance_required, refused
+from gateway.payments.order import (
+    CameWith,
+    Order,
+    key_of,
+    order_of,
+    payer_chain_of,
+    refused_order,
+)
+from gateway.payments.rails import Rails, refused
 from gateway.payments.wire import Presented
 from gateway.settings import Chain, Settings
 
@@ -309,14 +316,15 @@ async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected)
     auth = order.auth
     try:
         found: list[Transfer] = []
-        if refusal.code in _SPENT:
+        if refusal.code in recover.SPENT:
             spent = Spent(order.asset, auth.from_, auth.nonce, order.chain.pay_to, auth.value_units)
             found = await recover.seen(rpc, spent, exact.method_of(auth))
         if not found:
+            observe.count("settlements", outcome="refused")
             raise refusal
         recipient_chain = await payer_chain_of(rpc, order)
     except ChainError as error:
-        raise _refused(order, error) from error
+        raise refused_order(order, error) from error
 
     async def work(tx: Tx) -> Payment | None:
         now_ms = await tx.now_ms()
@@ -329,7 +337,7 @@ async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected)
         await journal.insert(tx, payment)
         transfer = await journal.take(tx, payment, found, now_ms)
         if transfer is None:  # nothing of this stands
-            raise _refused(order, refusal)
+            raise refused_order(order, refusal)
         done, _ = await journal.finish(tx, payment.id, transfer, now_ms)
         return done
 
@@ -337,28 +345,6 @@ async def _spent_before(rails: Rails, order: Order, rpc: Rpc, refusal: Rejected)
     if done is None:
         return None
     return Paid(done, order.price_units, None, repeat=True, same_presenter=False)
-
-
-# What an authorization can be refused with because it has moved this money already. By Permit2 the
-# allowance and the balance too: they may have been read before it did, and after.
-_SPENT: Final = frozenset(
-    (
-        recover.USED,
-        "permit2_invalid_nonce",
-        "permit2_simulation_failed",
-        "permit2_insufficient_balance",
-        permit2.ALLOWANCE_REQUIRED,
-    )
-)
-
-
-def _refused(order: Order, error: ChainError) -> Problem:
-    """The answer to a payment that was refused or could not be looked at."""
-    if isinstance(error, Rejected):
-        observe.count("settlements", outcome="refused")
-        if error.code == permit2.ALLOWANCE_REQUIRED:
-            return allowance_required(order.chain, order.asset, order.auth)
-    return refused(error)
 
 
 def _priced(make_hold: MakeHold, price_units: int) -> Callable[[int], ledger.Hold]:

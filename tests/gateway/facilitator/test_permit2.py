@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from typing import Any
 
 import pytest
@@ -13,14 +11,15 @@ from anvil import permit2 as planted
 from anvil.devnet import Account, Devnet
 from chain import multicall
 from chain.eth import selector, uint_word
-from chain.networks import NETWORKS, Network
+from chain.networks import NETWORKS
 from chain.rpc import Rpc
 from chain.schemes import permit2
 from gateway import work
 from gateway.payments.methods import METHODS, Spent
 from tests.chain.test_x402_vectors import META, VECTORS
 from tests.fixtures_chain import NETWORK, USDC, FaultyNode
-from tests.gateway.facilitator.parts import COMPILED, SELLER, Facilitator, asking, opened
+from tests.fixtures_permit2 import approve, plant, settle_by_stranger, signed, take_back
+from tests.gateway.facilitator.parts import SELLER, Facilitator, asking, opened
 from tests.gateway.facilitator.parts import requirements as wanted_for
 from wallet_auth.keys import address_word, keccak256, recover
 
@@ -34,73 +33,9 @@ def requirements(**change: Any) -> dict[str, Any]:
 @pytest.fixture
 def net(chain_net: Devnet) -> Devnet:
     """A chain with Permit2 and the proxy, and a first account that has approved Permit2."""
-    chain_net.rpc("anvil_setCode", planted.ADDRESS, "0x" + planted.CODE.hex())
-    runtime = COMPILED["ExactPermit2Proxy"]["runtime"]
-    chain_net.rpc("anvil_setCode", permit2.EXACT_PROXY, runtime)
+    plant(chain_net)
     approve(chain_net, chain_net.accounts[0], 2**256 - 1)
     return chain_net
-
-
-def approve(net: Devnet, account: Account, units: int) -> None:
-    data = selector("approve(address,uint256)") + address_word(permit2.PERMIT2) + uint_word(units)
-    net.send(account.address, USDC.address, "0x" + data.hex())
-
-
-def signed(payer: Account, network: Network = NETWORK, **change: Any) -> dict[str, Any]:
-    """The scheme's part of a payload, signed by eth_account. ``change``: what is signed."""
-    from eth_account import Account as Signer
-
-    value = {
-        "token": USDC.address,
-        "amount": 10_000,
-        "spender": permit2.EXACT_PROXY,
-        "nonce": int.from_bytes(secrets.token_bytes(32), "big"),
-        "deadline": int(time.time()) + 300,
-        "to": SELLER,
-        "validAfter": 0,
-    } | change
-    permitted = {"token": value["token"], "amount": value["amount"]}
-    witness = {"to": value["to"], "validAfter": value["validAfter"]}
-    head = {"spender": value["spender"], "nonce": value["nonce"], "deadline": value["deadline"]}
-
-    def fields(*pairs: tuple[str, str]) -> list[dict[str, str]]:
-        return [{"name": name, "type": kind} for name, kind in pairs]
-
-    data = {
-        "types": {
-            "EIP712Domain": fields(
-                ("name", "string"), ("chainId", "uint256"), ("verifyingContract", "address")
-            ),
-            "PermitWitnessTransferFrom": fields(
-                ("permitted", "TokenPermissions"),
-                ("spender", "address"),
-                ("nonce", "uint256"),
-                ("deadline", "uint256"),
-                ("witness", "Witness"),
-            ),
-            "TokenPermissions": fields(("token", "address"), ("amount", "uint256")),
-            "Witness": fields(("to", "address"), ("validAfter", "uint256")),
-        },
-        "primaryType": "PermitWitnessTransferFrom",
-        "domain": {
-            "name": "Permit2",
-            "chainId": network.chain_id,
-            "verifyingContract": permit2.PERMIT2,
-        },
-        "message": {"permitted": permitted, **head, "witness": witness},
-    }
-    signature = Signer.sign_typed_data(payer.private_key, full_message=data).signature.hex()
-    return {
-        "signature": "0x" + signature.removeprefix("0x"),
-        "permit2Authorization": {
-            "from": payer.address,
-            "permitted": {"token": value["token"], "amount": str(value["amount"])},
-            "spender": value["spender"],
-            "nonce": str(value["nonce"]),
-            "deadline": str(value["deadline"]),
-            "witness": {"to": value["to"], "validAfter": str(value["validAfter"])},
-        },
-    }
 
 
 def pays(payer: Account, **change: Any) -> dict[str, Any]:
@@ -237,8 +172,7 @@ async def test_a_proxy_that_moves_nothing_is_no_success(net: Devnet, sqlite_url:
 
 async def test_its_nonce_is_spent_elsewhere_first(net: Devnet, sqlite_url: str) -> None:
     payload = signed(net.accounts[0])
-    data = permit2.settle_calldata(permit2.parse(payload))
-    net.send(net.operator.address, permit2.EXACT_PROXY, "0x" + data.hex())
+    settle_by_stranger(net, payload)
     await refused(net, sqlite_url, asking(payload, requirements()), "permit2_invalid_nonce")
 
 
@@ -247,12 +181,11 @@ async def test_somebody_is_faster_than_our_transaction(
 ) -> None:
     """Claimed here, included by a stranger: found by its nonce in that one's calldata."""
     payload = signed(net.accounts[0])
-    data = permit2.settle_calldata(permit2.parse(payload))
     faulty_node.fault("eth_sendRawTransaction", "drop")
     async with opened(net, sqlite_url, faulty_node.url, settle_wait_s=1) as ours:
         told = await ours.ask("settle", asking(payload, requirements()))
         assert told["errorReason"] == "settlement_pending"
-        theirs = net.send(net.operator.address, permit2.EXACT_PROXY, "0x" + data.hex())
+        theirs = settle_by_stranger(net, payload)
         async with ours.node.db.write() as tx:
             await tx.execute("UPDATE payment SET lease_ms = 0")
     async with opened(net, sqlite_url) as ours:  # a node that reaches the chain
@@ -277,11 +210,7 @@ async def claimed(
 def invalidate(net: Devnet, payloads: list[dict[str, Any]]) -> None:
     """The payer takes the nonces back at Permit2."""
     for payload in payloads:
-        auth = permit2.parse(payload)
-        place, bit = divmod(int(auth.nonce, 16), 256)
-        data = selector("invalidateUnorderedNonces(uint256,uint256)")
-        data += uint_word(place) + uint_word(1 << bit)
-        net.send(auth.from_, permit2.PERMIT2, "0x" + data.hex())
+        take_back(net, payload)
 
 
 def paid_beside(net: Devnet, payloads: list[dict[str, Any]], units: int) -> str:

@@ -1,0 +1,113 @@
+"""Permit2 on a local chain, and payments by it, signed by an independent library."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from anvil import permit2 as planted
+from anvil.devnet import Account, Devnet
+from chain.eth import selector, uint_word
+from chain.networks import Network
+from chain.schemes import permit2
+from tests.fixtures_chain import NETWORK, USDC
+from wallet_auth.keys import address_word
+
+_COMPILED = Path(__file__).parents[1] / "contracts" / "fixtures" / "compiled.json"
+SELLER = "0x" + "5e" * 20
+
+
+def plant(net: Devnet) -> None:
+    """The real Permit2 and the stand-in for x402's proxy, at their addresses."""
+    net.rpc("anvil_setCode", planted.ADDRESS, "0x" + planted.CODE.hex())
+    runtime = json.loads(_COMPILED.read_text())["ExactPermit2Proxy"]["runtime"]
+    net.rpc("anvil_setCode", permit2.EXACT_PROXY, runtime)
+
+
+def send_as(net: Devnet, sender: str, to: str, data: bytes) -> str:
+    """A transaction of any address, which gets the gas it needs; its hash."""
+    net.rpc("anvil_setBalance", sender, hex(10**18))
+    net.rpc("anvil_impersonateAccount", sender)
+    tx_hash = net.send(sender, to, "0x" + data.hex())
+    net.rpc("anvil_stopImpersonatingAccount", sender)
+    return tx_hash
+
+
+def approve(net: Devnet, account: Account, units: int = 2**256 - 1) -> None:
+    """Let Permit2 move so much of an account's USDC."""
+    data = selector("approve(address,uint256)") + address_word(permit2.PERMIT2) + uint_word(units)
+    send_as(net, account.address, USDC.address, data)
+
+
+def settle_by_stranger(net: Devnet, payload: dict[str, Any]) -> str:
+    """Somebody else hands a payment in; the transaction's hash."""
+    data = permit2.settle_calldata(permit2.parse(payload))
+    return net.send(net.operator.address, permit2.EXACT_PROXY, "0x" + data.hex())
+
+
+def take_back(net: Devnet, payload: dict[str, Any]) -> None:
+    """The payer invalidates the nonce at Permit2."""
+    auth = permit2.parse(payload)
+    place, bit = divmod(int(auth.nonce, 16), 256)
+    data = selector("invalidateUnorderedNonces(uint256,uint256)")
+    send_as(net, auth.from_, permit2.PERMIT2, data + uint_word(place) + uint_word(1 << bit))
+
+
+def signed(payer: Account, network: Network = NETWORK, **change: Any) -> dict[str, Any]:
+    """The scheme's part of a payload, signed by eth_account. ``change``: what is signed."""
+    from eth_account import Account as Signer
+
+    value = {
+        "token": USDC.address,
+        "amount": 10_000,
+        "spender": permit2.EXACT_PROXY,
+        "nonce": int.from_bytes(secrets.token_bytes(32), "big"),
+        "deadline": int(time.time()) + 300,
+        "to": SELLER,
+        "validAfter": 0,
+    } | change
+    permitted = {"token": value["token"], "amount": value["amount"]}
+    witness = {"to": value["to"], "validAfter": value["validAfter"]}
+    head = {"spender": value["spender"], "nonce": value["nonce"], "deadline": value["deadline"]}
+
+    def fields(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+        return [{"name": name, "type": kind} for name, kind in pairs]
+
+    data = {
+        "types": {
+            "EIP712Domain": fields(
+                ("name", "string"), ("chainId", "uint256"), ("verifyingContract", "address")
+            ),
+            "PermitWitnessTransferFrom": fields(
+                ("permitted", "TokenPermissions"),
+                ("spender", "address"),
+                ("nonce", "uint256"),
+                ("deadline", "uint256"),
+                ("witness", "Witness"),
+            ),
+            "TokenPermissions": fields(("token", "address"), ("amount", "uint256")),
+            "Witness": fields(("to", "address"), ("validAfter", "uint256")),
+        },
+        "primaryType": "PermitWitnessTransferFrom",
+        "domain": {
+            "name": "Permit2",
+            "chainId": network.chain_id,
+            "verifyingContract": permit2.PERMIT2,
+        },
+        "message": {"permitted": permitted, **head, "witness": witness},
+    }
+    signature = Signer.sign_typed_data(payer.private_key, full_message=data).signature.hex()
+    return {
+        "signature": "0x" + signature.removeprefix("0x"),
+        "permit2Authorization": {
+            "from": payer.address,
+            "permitted": {"token": value["token"], "amount": str(value["amount"])},
+            "spender": value["spender"],
+            "nonce": str(value["nonce"]),
+            "deadline": str(value["deadline"]),
+            "witness": {"to": value["to"], "validAfter": str(value["validAfter"])},
+        },
+    }
