@@ -333,6 +333,43 @@ def test_permit2_is_not_spoken() -> None:
     assert refused(packed(body)).code == "invalid_scheme"
 
 
+def by_permit2(**change: Any) -> dict[str, Any]:
+    inner = {
+        "from": "0x" + "aA" * 20,
+        "permitted": {"token": "0x" + "dd" * 20, "amount": "10000"},
+        "spender": "0x" + "ee" * 20,
+        "nonce": "255",
+        "deadline": "2000000000",
+        "witness": {"to": "0x" + "bb" * 20, "validAfter": "0"},
+    }
+    return {"signature": "0x" + "11" * 64 + "1b", "permit2Authorization": inner | change}
+
+
+def test_permit2_is_read_where_it_is_taken() -> None:
+    header = packed(changed(v2(), "payload", by_permit2()))
+    auth = decode(header, permit2=True).authorization
+    assert (auth.from_, auth.to) == ("0x" + "aa" * 20, "0x" + "bb" * 20)
+    assert (auth.value_units, auth.nonce) == (10_000, "0x" + f"{255:064x}")
+    assert refused(header).code == "invalid_scheme"
+
+
+@pytest.mark.parametrize(
+    ("version", "made", "code"),
+    [
+        (v1, by_permit2(), "invalid_scheme"),
+        (v2, by_permit2() | payload(), "invalid_payload"),
+        (v2, by_permit2(nonce="0xff"), "invalid_payload"),
+        (v2, by_permit2(more="1"), "invalid_payload"),
+        (v2, by_permit2() | {"signature": "0x1"}, "invalid_payload"),
+        (v2, {"signature": "0x11", "permit2Authorization": None}, "invalid_payload"),
+    ],
+)
+def test_odd_payments_by_permit2_are_refused(version: Any, made: Any, code: str) -> None:
+    with pytest.raises(Problem) as problem:
+        decode(packed(changed(version(), "payload", made)), permit2=True)
+    assert problem.value.code == code
+
+
 NOT_TEXT = [..., None, "", 1, True, ["exact"], {"a": 1}, "x" * 201]
 
 

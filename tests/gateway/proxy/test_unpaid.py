@@ -29,6 +29,7 @@ SHOPS = [
     settings_for(server={"public_url": "https://shop.test:8443", "offer_timeout_s": 17}),
     settings_for(stripe={"secret_key": "sk_test_x", "webhook_secret": "whsec_x"}),
     settings_for(credits={"per_usd": 1_000}),
+    settings_for(chains={"base-sepolia": CHAIN | {"permit2": True}, "base": CHAIN}),
     # Nothing settles here, so there is nothing to offer.
     settings_for(chains={"base-sepolia": {n: CHAIN[n] for n in ("rpc", "pay_to")}}),
 ]
