@@ -49,6 +49,13 @@ def check(auth: Authorization, *, asset: Asset, pay_to: str, amount_units: int, 
         permit2.check(auth, asset=asset, pay_to=pay_to, amount_units=amount_units, now_s=now_s)
 
 
+def refused_from_s(auth: Authorization) -> int:
+    """The first block time at which its contract refuses it for good: EIP-3009 wants a time before
+    ``validBefore``, Permit2 takes its deadline still."""
+    after = 0 if isinstance(auth, eip3009.Authorization) else 1
+    return auth.valid_before_s + after
+
+
 def signed_by_key(network: Network, asset: Asset, auth: Authorization) -> bool:
     """Whether the key of ``from_`` signed this: enough for an address that has no code."""
     if isinstance(auth, eip3009.Authorization):

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from chain.errors import ChainError, Rejected, Unavailable
 from chain.receipts import Receipt
-from chain.schemes import erc6492
+from chain.schemes import erc6492, exact
 from gateway.db import CommitUnknown, DatabaseUnavailable, Tx
 from gateway.facilitator import judge
 from gateway.facilitator.judge import Order
@@ -210,7 +210,7 @@ def _new_payment(rails: Rails, order: Order, payment_id: str, at: Begun) -> Paym
         amount_units=auth.value_units,
         expires_ms=None,
         auth_nonce=auth.nonce,
-        valid_before_s=min(auth.valid_before_s, _FOREVER_S),
+        valid_before_s=min(exact.refused_from_s(auth), _FOREVER_S),
         from_block=at.from_block,
         tx_hash=None,
         external_ref=None,

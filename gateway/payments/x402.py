@@ -370,7 +370,7 @@ def _new_payment(
         amount_units=order.auth.value_units,
         expires_ms=span.after_ms(at.now_ms) if expires and span is not None else None,
         auth_nonce=order.auth.nonce,
-        valid_before_s=min(order.auth.valid_before_s, _FOREVER_S),
+        valid_before_s=min(exact.refused_from_s(order.auth), _FOREVER_S),
         from_block=at.from_block,
         tx_hash=None,
         external_ref=None,

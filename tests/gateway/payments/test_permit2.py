@@ -264,7 +264,9 @@ async def test_it_is_never_paid_from_credits(net: Devnet, sqlite_url: str) -> No
     async with desk_at(net, sqlite_url) as desk:
         await pay(desk, whole(offer_of(desk), by_permit2(payer)))
         offer = offer_of(desk, asked=TARGET)
-        presented = decode_object(whole(offer, by_permit2(payer, amount=10_000)), permit2=True)
+        # All else is as it should be for that.
+        payload = by_permit2(payer, amount=10_000, deadline=int(time.time()) + 100)
+        presented = decode_object(whole(offer, payload), permit2=True)
         came = CameWith(TARGET, offers.CALL, b"c" * 32)
 
         def no_hold(account_id: int, units: int) -> Any:
@@ -492,6 +494,41 @@ async def test_a_deposit_of_the_same_amount_stays_one(
             (deposit, UNITS),
             (tx_hash, UNITS),
         ]
+
+
+async def test_one_that_waits_for_its_block_keeps_its_transfer(
+    net: Devnet, db_url: str, faulty_node: FaultyNode
+) -> None:
+    """Looked at again and again while its amount waits for a safe block."""
+    payer = net.accounts[0]
+    faulty_node.fault("eth_sendRawTransaction", "drop")
+    waits = {"instant_limit": "$0.5", "otherwise": "safe"}
+    async with desk_at(net, db_url, faulty_node.url, wait_s=1, mint_at=waits) as desk:
+        await watcher.begin(desk.rails, desk.rails.settings.chains[0], USDC)
+        payload = by_permit2(payer)
+        told = await pay(desk, whole(offer_of(desk), payload))
+        tx_hash = settle_by_stranger(net, payload)
+        for _ in range(3):
+            assert await by_recovery(desk, told.payment, tx_hash) == "processing"
+            assert await give(desk, tx_hash, payer.address) == "waiting"
+            assert await give(desk, tx_hash, "0x" + "99" * 20) == "taken"
+        assert not await blocked(desk, payer)
+        net.mine(140)
+        assert await by_recovery(desk, told.payment, tx_hash) == "processing"
+        await look(desk)
+        assert (await row(desk, told.payment)).state == "succeeded"
+        assert await desk.minted() == [(tx_hash, told.payment.id, UNITS)]
+
+
+async def test_the_deadline_itself_is_still_good(net: Devnet, sqlite_url: str) -> None:
+    """Unlike validBefore: a payment is given up a second later."""
+    payer, until_s = net.accounts[0], int(time.time()) + 300
+    async with desk_at(net, sqlite_url) as desk:
+        told = await pay(desk, whole(offer_of(desk), by_permit2(payer, deadline=until_s)))
+        assert told.payment.valid_before_s == until_s + 1
+        other = by_permit2(payer, deadline=until_s + 600)
+        net.rpc("evm_setNextBlockTimestamp", until_s + 600)
+        assert net.receipt(settle_by_stranger(net, other))["status"] == "0x1"
 
 
 async def test_ours_is_of_the_payment_it_was_made_for(
