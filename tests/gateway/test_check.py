@@ -15,6 +15,7 @@ import pytest
 import sha3
 
 from anvil.devnet import Devnet, Options, running
+from chain.schemes.permit2 import EXACT_PROXY, PERMIT2
 from gateway.settings import NO_EFFECT
 from tests.fixtures_chain import USDC, FaultyNode
 from tests.servers import Done
@@ -46,7 +47,7 @@ def check(farebox: Farebox) -> tuple[int, State]:
     """The exit code, and what was found about the chain and the libraries."""
     done = farebox("check", "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    about = ("libraries", "chain", "settler", "web3")
+    about = ("libraries", "chain", "settler", "web3", "permit2")
     found = [(row["check"], row["state"], row["text"]) for row in rows]
     return done.returncode, [row for row in found if row[0].startswith(about)]
 
@@ -94,6 +95,22 @@ def test_no_gas(farebox: Farebox, tmp_path: Path, chain_net: Devnet) -> None:
     ((name, text),) = fails(found)
     assert (code, name) == (4, "settler base-sepolia")
     assert "0.000000" in text
+
+
+def test_permit2_without_its_contracts(farebox: Farebox, tmp_path: Path, chain_net: Devnet) -> None:
+    for address in (EXACT_PROXY, PERMIT2):
+        chain_net.rpc("anvil_setCode", address, "0x")
+    configure(tmp_path, chain_net, chain="base-sepolia\npermit2 = true")
+    for missing in (PERMIT2, EXACT_PROXY, None):
+        code, found = check(farebox)
+        if missing is None:
+            assert (code, fails(found)) == (0, [])
+            assert ("permit2 base-sepolia", "ok") in [row[:2] for row in found]
+            return
+        ((name, text),) = fails(found)
+        assert (code, name) == (4, "permit2 base-sepolia")
+        assert text.endswith(f"at {missing}")
+        chain_net.rpc("anvil_setCode", missing, "0x00")
 
 
 @pytest.fixture(scope="module")
