@@ -14,8 +14,8 @@ from gateway.errors import Problem
 from gateway.ledger import LedgerFault
 from gateway.payments import journal
 from gateway.payments.journal import Payment
-from gateway.payments.order import Order, payer_chain_of
-from gateway.payments.rails import Rails, refused
+from gateway.payments.order import Order, payer_chain_of, refused_order
+from gateway.payments.rails import Rails
 
 
 async def bind(tx: Tx, order: Order, payment_id: str, payer_chain: str, now_ms: int) -> bool:
@@ -83,7 +83,7 @@ async def find(rails: Rails, order: Order) -> tuple[Payment, str] | None:
             await exact.verify(rpc, order.asset, order.auth, now_s)
             payer_chain = await payer_chain_of(rpc, order)
         except ChainError as error:
-            raise refused(error) from error
+            raise refused_order(order, error) from error
     row = next((each for each in rows if each["payer_chain"] == payer_chain), None)
     if row is None:
         return None

@@ -181,7 +181,10 @@ async def _unfound(rails: Rails, looked_for: _LookedFor, sent: Sequence[Prepared
     # up to it is in the answer.
     at = max(number, receipt.block_number if receipt is not None else 0)
     if await looked_for.method.is_used(rpc, looked_for.spent, hex(at)):
-        if receipt is not None:
+        network = rpc.network.caip2
+        if receipt is not None and not looked_for.method.transfers(
+            network, receipt, looked_for.spent
+        ):
             async with rails.db.write() as tx:
                 await journal.doubt(tx, payment.id, USED, await tx.now_ms())
         return await _used_up(rails, looked_for)
