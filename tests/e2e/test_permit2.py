@@ -220,3 +220,25 @@ async def test_a_stranger_is_faster_while_the_gateway_is_dead(
     gateway.wait(partial(succeeded, gateway, wallet), "the payment to be finished")
     assert gateway.transfers(wallet.address) == [("mint", 1_000_000, "x402")]
     assert len(gateway.payments(wallet.address)) == 1
+
+
+async def test_one_number_both_ways_is_two_payments(
+    launch: Launch, api: Api, wallet: Wallet, target: str
+) -> None:
+    """The token and Permit2 each burn nonces of their own."""
+    gateway = opened(launch, "sqlite")
+    approve_all(wallet, gateway)
+    nonce = "0x" + "5a" * 32
+    async with gateway.client() as http:
+        usual = offers(await http.get(target))[0]
+        first = await http.get(
+            target, headers={"PAYMENT-SIGNATURE": wallet.pay(usual, nonce=nonce)}
+        )
+        assert first.status_code == 200, first.text
+        offer = by_permit2(await http.get(target))
+        payload = payload_of(wallet, offer, nonce=int(nonce, 16))
+        second = await http.get(target, headers=header_of(offer, payload))
+        assert second.status_code == 200, second.text
+        assert "farebox-replayed" not in second.headers
+    assert api.calls(target) == 2
+    assert len(transfers_to(gateway.net, gateway.pay_to)) == 2
