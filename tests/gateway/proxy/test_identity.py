@@ -39,7 +39,9 @@ NODE = cast(
         eth_call=_yes,
         limits=Limits(None, deployment="test", uncharged_per_min=60),
         rails=SimpleNamespace(chain_of=lambda presented: _CHAIN),
-        settings=SimpleNamespace(server=SimpleNamespace(public_url="https://a.example")),
+        settings=SimpleNamespace(
+            server=SimpleNamespace(public_url="https://a.example"), takes_permit2=False
+        ),
     ),
 )
 
