@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,9 @@ import pytest
 from tests import netguard, servers
 
 netguard.close_network()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background of a shell. What the tests start must hear a Ctrl-C all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # --- the run --------------------------------------------------------------------------------
