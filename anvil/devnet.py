@@ -41,7 +41,17 @@ HOLDER_UNITS: Final = 1_000_000 * 10**6  # 1,000,000 USDC each
 _TEST_CHAIN_IDS: Final = frozenset(
     {row.chain_id for row in NETWORKS.values() if row.testnet} | {1337, 31337}
 )
-_OURS: Final = ("--chain-id", "--port", "-p", "--host", "--accounts", "-a", "--config-out")
+_OURS: Final = (
+    "--chain-id",
+    "--port",
+    "-p",
+    "--host",
+    "--accounts",
+    "-a",
+    "--config-out",
+    "--cache-path",
+    "--max-persisted-states",
+)
 
 
 @dataclass(frozen=True, slots=True)

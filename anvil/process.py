@@ -88,7 +88,11 @@ def spawn(binary: Path, arguments: Sequence[str]) -> AnvilProcess:
     """
     folder = Path(tempfile.mkdtemp(prefix="farebox-anvil-"))
     log = (folder / "log").open("wb")
-    command = tied([str(binary), *arguments, "--config-out", str(folder / "config.json")])
+    # Old states would fill the user's home: nobody removes them after a SIGKILL of ours. Without
+    # them a balance can be asked of the last 500 blocks; blocks, receipts and logs stay.
+    own = ["--config-out", str(folder / "config.json")]
+    own += ["--cache-path", str(folder / "states"), "--max-persisted-states", "0"]
+    command = tied([str(binary), *arguments, *own])
     # A session of its own: Ctrl-C in the terminal reaches us alone, and we stop the child.
     child = subprocess.Popen(  # noqa: S603  (a fixed binary, no shell)
         command,

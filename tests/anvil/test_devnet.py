@@ -390,3 +390,15 @@ def test_no_file_of_a_run_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_chain_leaves_no_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anvil keeps old states on disk, below the user's home, and removes them on a clean end."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with running(options=Options(holders=1)) as net:
+        net.mine(600)
+        assert net.balance_units(net.accounts[0].address) > 0
+        os.kill(net.pid, signal.SIGKILL)
+        _until(lambda: not _alive(net.pid))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
