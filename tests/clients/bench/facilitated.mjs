@@ -7,6 +7,7 @@ import express from "express";
 
 const [port, url, key, payTo] = process.argv.slice(2);
 const NETWORK = "eip155:84532";
+const USDC = "0x036CbD53842c5426634e7929541eC2318f3dCF7e";
 
 const headers = { Authorization: `Bearer ${key}` };
 const facilitator = new HTTPFacilitatorClient({
@@ -14,6 +15,16 @@ const facilitator = new HTTPFacilitatorClient({
   createAuthHeaders: async () => ({ verify: headers, settle: headers, supported: headers }),
 });
 const server = new x402ResourceServer(facilitator).register(NETWORK, new ExactEvmScheme());
+const byPermit2 = {
+  scheme: "exact",
+  network: NETWORK,
+  payTo,
+  price: {
+    amount: "10000",
+    asset: USDC,
+    extra: { name: "USDC", version: "2", assetTransferMethod: "permit2" },
+  },
+};
 let served = 0;
 
 const app = express();
@@ -21,10 +32,13 @@ app.use(
   paymentMiddleware(
     {
       "GET /paid": { accepts: { scheme: "exact", price: "$0.01", network: NETWORK, payTo } },
+      "GET /permit2": { accepts: byPermit2 },
     },
     server,
   ),
 );
-app.get("/paid", (req, res) => res.json({ served: (served += 1) }));
+for (const path of ["/paid", "/permit2"]) {
+  app.get(path, (req, res) => res.json({ served: (served += 1) }));
+}
 app.get("/served", (req, res) => res.json({ served }));
 app.listen(Number(port), "127.0.0.1");
