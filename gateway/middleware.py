@@ -244,8 +244,20 @@ async def stream_body(
             yield piece
 
 
-async def read_body(receive: Receive, headers: Iterable[tuple[bytes, bytes]], limit: int) -> bytes:
-    """A request's whole body. Raises what ``stream_body`` raises."""
+async def read_body(
+    receive: Receive,
+    headers: Iterable[tuple[bytes, bytes]],
+    limit: int,
+    came: bytes | None = None,
+) -> bytes:
+    """A request's whole body. Raises what ``stream_body`` raises.
+
+    ``came``: the whole of it, where it is here already (``Outgoing.body_that_came``).
+    """
+    if came is not None:
+        if len(came) > limit:
+            raise too_large(limit)
+        return came
     if not has_body(headers):
         return b""
     pieces = [piece async for piece in stream_body(receive, headers, limit)]

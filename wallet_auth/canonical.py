@@ -26,6 +26,11 @@ _STRING: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 _ODD_NUMBER: Final = re.compile(r"[0-9][.eE]|[0-9]{16}")
 _SPACE: Final = re.compile(r"[ \t\r\n]*+")
 
+_ASCII: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+_UTF8: Final = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
+)
+
 
 class Form(NamedTuple):
     """One way to write a value, and the SHA-256 of that as lower-case hex."""
@@ -49,7 +54,7 @@ def forms_of(value: dict[str, Any], sent: bytes | None = None) -> Iterator[Form]
 
 def _texts(value: dict[str, Any], sent: bytes | None) -> Iterator[tuple[str, bytes]]:
     yield "ascii", ascii_form(value)
-    yield "utf8", _compact(value).encode()
+    yield "utf8", _UTF8.encode(value).encode()
     with suppress(ValueError):  # a number that ECMAScript cannot hold: there is no such form
         yield "jcs", jcs(value)
     if sent is not None:
@@ -58,13 +63,7 @@ def _texts(value: dict[str, Any], sent: bytes | None) -> Iterator[tuple[str, byt
 
 def ascii_form(value: object) -> bytes:
     """Keys sorted by code point, no white space, everything beyond ASCII escaped."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _compact(value: object) -> str:
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return _ASCII.encode(value).encode()
 
 
 def jcs(value: object) -> bytes:
@@ -73,10 +72,12 @@ def jcs(value: object) -> bytes:
     Raises ``ValueError`` for a whole number beyond 2^53 - 1: a reader that keeps numbers as doubles
     (as RFC 8785 does) would take it for its neighbour.
     """
-    text = _compact(value)
+    text = _UTF8.encode(value)
     # Nearly always the same as RFC 8785, which costs ten times as much to write here.
-    if max(text) <= "\uffff" and _ODD_NUMBER.search(_STRING.sub('""', text)) is None:
-        return text.encode()
+    if text.isascii() or max(text) <= "\uffff":
+        odd = _ODD_NUMBER.search(text) is not None
+        if not odd or _ODD_NUMBER.search(_STRING.sub('""', text)) is None:
+            return text.encode()
     return "".join(_pieces(value)).encode()
 
 

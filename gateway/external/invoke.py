@@ -82,11 +82,16 @@ class Asked:
         self.caller = caller
         self.target = action.target(parameters)
         self.request = request._replace(bound=quoting.bound(request.route, text))
-        # What is offered is the price now; a signed call may have been made by an older list.
-        self.shown = self._quote(quoting.shown(request.now_s))
-        self.price = self.shown
-        if not caller.proves_nothing:
-            self.price = self._quote(quoting.held(node.settings, request.now_s))
+        self.price = self.shown if caller.proves_nothing else self._held()
+
+    @property
+    def shown(self) -> Quote:
+        """What is offered: the price now."""
+        return self._quote(quoting.shown(self.request.now_s))
+
+    def _held(self) -> Quote:
+        """A signed call may have been made by an older list."""
+        return self._quote(quoting.held(self.node.settings, self.request.now_s))
 
     def _quote(self, when: quoting.When) -> Quote:
         route, method = self.request.route, self.action.method
@@ -127,7 +132,9 @@ async def serve(  # noqa: PLR0917  (an ASGI call and what it is about)
         action.route, "POST", target, headers, node.now_s(), client, pace, shows_credential=False
     )
     try:
-        asked = await _read(node, action, call, request, receive)
+        limit_bytes = node.settings.server.max_body_bytes
+        raw = await read_body(receive, headers, limit_bytes, send.body_that_came())
+        asked = await _read(node, action, call, request, raw)
         if pace is not None:
             await pace.identified(asked.caller)
             send.also = pace.told()
@@ -150,11 +157,8 @@ async def serve(  # noqa: PLR0917  (an ASGI call and what it is about)
     await forward.run_call(kind(node, action.route, taken, receive, send, money), incoming)
 
 
-async def _read(
-    node: Node, action: Action, call: Call, request: Request, receive: Receive
-) -> Asked:
-    """The body, and who sends it."""
-    raw = await read_body(receive, request.headers, node.settings.server.max_body_bytes)
+async def _read(node: Node, action: Action, call: Call, request: Request, raw: bytes) -> Asked:
+    """What the body asks for, and who sends it."""
     try:
         body = json_object(raw) if raw.strip() else {}
     except ValueError as error:

@@ -39,6 +39,7 @@ MEASURED_BY = {
     "P-tail": "spend",
     "P-ceiling": "ceiling",
     "P-personal": "personal",
+    "P-invoke": "personal",
     "P-proxy": "proxy",
     "P-pg": "pg",
     "P-402": "402",

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from gateway.db import Database
@@ -100,27 +101,36 @@ def spend(given: Run) -> None:
 
 
 def personal(given: Run) -> None:
-    """P-personal: the same call through the wallet API, signed in the strong form of personal-sign
-    with a ceiling, against ERC-8128 with one."""
-    form, http = [], []
+    """P-personal: an invoke through the wallet API, signed in the strong form of personal-sign with
+    a ceiling, against the same invoke signed by ERC-8128 with one. P-invoke: what the arrangement
+    of that API costs whoever signs, against the route itself."""
+    form, http, spends = [], [], []
     for _ in range(given.rounds):
         with run.scratch() as folder:
-            http.append(spend_round(folder, given.seconds, ceiling="$0.05"))
+            spends.append(spend_round(folder, given.seconds, ceiling="$0.05"))
         with run.scratch() as folder:
-            form.append(_personal_round(folder, given.seconds))
-    found, against = median(form), median(http)
+            http.append(_invoke_round(folder, given.seconds, personal=False))
+        with run.scratch() as folder:
+            form.append(_invoke_round(folder, given.seconds, personal=True))
+    found, against, spend = median(form), median(http), median(spends)
     added = 100 * (found.cpu_us / against.cpu_us - 1)
     given.put(
         "P-personal", added, "% CPU added", goal=10, most=True, peer=row(against), **row(found)
     )
+    added = 100 * (against.cpu_us / spend.cpu_us - 1)
+    given.put("P-invoke", added, "% CPU added", peer=row(spend), **row(against))
 
 
-def _personal_round(folder: Path, seconds: int) -> Load:
+def _invoke_round(folder: Path, seconds: int, *, personal: bool) -> Load:
     gateway = run.gateway(folder, f"sqlite:///{folder}/bench.db", 1, ACCOUNTS)
-    mac_keys = asyncio.run(_mac_keys(gateway.database))
-    signed = requests.strong(gateway.url, mac_keys, gateway.wallets, MOST_PER_S * seconds)
-    file = requests.write(folder / f"personal-{gateway.port}.bin", signed)
-    first = requests.strong(gateway.url, mac_keys, gateway.wallets, len(gateway.wallets))
+    url, wallets = gateway.url, gateway.wallets
+    if personal:
+        mac_keys = asyncio.run(_mac_keys(gateway.database))
+        make = partial(requests.strong, url, mac_keys, wallets)
+    else:
+        make = partial(requests.signed, url, wallets, ceiling="$0.05", path=requests.INVOKE)
+    file = requests.write(folder / f"invoke-{gateway.port}.bin", make(MOST_PER_S * seconds))
+    first = make(len(wallets))
     with run.server("spend", gateway.port, "--config", str(gateway.config)) as pid:
         run.warm(gateway.port, first.split(b"\0")[:-1])
         return run.load(gateway.url, file, pid, seconds=seconds, once=True)

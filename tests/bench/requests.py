@@ -35,10 +35,10 @@ def plain(url: str) -> bytes:
     return _wire(url, {})
 
 
-def _wire(url: str, extra: dict[str, str], query: str = "") -> bytes:
+def _wire(url: str, extra: dict[str, str], target: str = PATH) -> bytes:
     host = url.removeprefix("http://")
     head = {"Host": host, "Content-Type": "application/json", "Content-Length": str(len(BODY))}
-    lines = [f"POST {PATH}{query} HTTP/1.1", *(f"{n}: {v}" for n, v in {**head, **extra}.items())]
+    lines = [f"POST {target} HTTP/1.1", *(f"{n}: {v}" for n, v in {**head, **extra}.items())]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + BODY
 
 
@@ -50,6 +50,7 @@ def signed(
     random_ids: bool = False,
     query: str = "",
     ceiling: str = "",
+    path: str = PATH,
 ) -> bytes:
     """``count`` requests, a NUL behind each, signed by the wallets in turn. ``ceiling``: under
     each signature, as ``Farebox-Max``."""
@@ -64,14 +65,14 @@ def signed(
         added = sign_request(
             signers[i % len(signers)],
             "POST",
-            url + PATH + query,
+            url + path + query,
             [("Content-Type", "application/json"), *also.items()],
             BODY,
             now_s=now_s,
             nonce=nonce,
             window_s=300,
         )
-        out.append(_wire(url, also | added, query))
+        out.append(_wire(url, also | added, path + query))
     return b"\0".join(out) + b"\0"
 
 
