@@ -20,6 +20,14 @@ anything was held, so it burnt nothing and is not used again.
 unchanged: the same authorization moves money once, whatever happens. If the connection breaks after
 the payment was sent, the exception reaches the caller; what was settled has become credits, and the
 next signed request spends those instead of paying.
+
+**Without signatures** (``signs=False``) a request goes out as it is and a 402 is paid by the
+payment alone. Such a payment is given a ``Farebox-Credential`` where there is a gateway; the next
+requests to that origin bring it, with an ``Idempotency-Key`` so that they may be repeated, until it
+is spent.
+
+**What a server says of the time counts for that server** (``origins``), only where it refused a
+signature for its time, and within bounds (``recovery``).
 """
 
 from __future__ import annotations
@@ -37,16 +45,18 @@ from coincurve import PrivateKey
 
 from wallet_auth import keys, offers, recovery
 from wallet_auth.offers import TOKENS, Payment, Token, usd_units
+from wallet_auth.origins import Origins
 from wallet_auth.signing import sign_request
+from wallet_auth.told import MAX_DELAY_S, facts, pending_delay, receipt_of
 
 __all__ = ["PaymentLimitError", "WalletAuth", "new_request_id", "pay", "sign_request"]
 
 PENDING_TRIES: Final = 6
-PENDING_DELAY_S: Final = 2
-MAX_DELAY_S: Final = 10
-"""Six tries of at most ten seconds: all inside the window of the signature they repeat."""
+"""Of at most ten seconds each: all inside the window of the signature they repeat."""
 SIGN_TRIES: Final = 2
 """How often a request is signed anew because its refusal asks for that (``recovery``)."""
+CREDENTIAL: Final = "farebox-credential"
+_OUR_KEYS: Final = "bearer fbx_"
 _WINDOW_S: Final = 120
 _DEFAULT_CHAIN: Final = 8453
 
@@ -125,8 +135,11 @@ class WalletAuth(_Auth):
     a signature is bound to its address and fails elsewhere.
 
     Refusals that name a cure which needs nobody's judgement (``recovery``) are cured: the request
-    is repeated after the time they say, or signed anew, with a clock set right if that was the
-    reason. ``recover=False`` leaves them to the caller.
+    is repeated after the time they say, or signed anew, with a clock set right for that origin if
+    that was the reason. ``recover=False`` leaves them to the caller.
+
+    ``signs=False`` sends requests unsigned and pays by the payment alone. A request that brings a
+    key of a gateway (``Authorization: Bearer fbx_…``) is sent as it is: neither signed nor paid.
     """
 
     requires_request_body = True
@@ -142,9 +155,11 @@ class WalletAuth(_Auth):
         chain_id: int | None = None,
         on_event: OnEvent | None = None,
         recover: bool = True,
+        signs: bool = True,
     ) -> None:
         self._recover = recover
-        self._skew_s = 0
+        self._signs = signs
+        self._origins = Origins()
         self._key = keys.private_key(private_key)
         self._cap_units = usd_units(max_usd_per_payment)
         self._total_units = None if max_total_usd is None else usd_units(max_total_usd)
@@ -209,7 +224,10 @@ class WalletAuth(_Auth):
     ) -> Generator[httpx.Request | int, httpx.Response | None, None]:
         """The steps without I/O: a request is to be sent, a number is seconds to wait."""
         given = request.headers.copy()
-        self._sign(request, {})
+        if given.get("authorization", "").lower().startswith(_OUR_KEYS):
+            yield request
+            return
+        self._prove(request, {})
         response = yield from self._cured(request, given, {})
         if "payment-signature" in given:
             return
@@ -218,21 +236,22 @@ class WalletAuth(_Auth):
             return
         paid = {"PAYMENT-SIGNATURE": payment.header}
         request.headers = given.copy()
-        self._sign(request, paid)
+        self._prove(request, paid)
         response = yield from self._cured(request, given, paid)
         for _ in range(PENDING_TRIES):
-            delay_s = _pending_delay(response)
+            delay_s = pending_delay(response)
             if delay_s is None:
                 break
             self._tell("pending", nonce=payment.nonce, delay_s=delay_s)
             yield delay_s
             response = yield request
+        self._keep_credential(request, response)
         self._report(payment, response)
 
     def _cured(
         self, request: httpx.Request, given: httpx.Headers, paid: Mapping[str, str]
     ) -> Generator[httpx.Request | int, httpx.Response | None, httpx.Response | None]:
-        """Send a signed request; as long as its refusal names a cure, take that."""
+        """Send a request that proves something; as long as its refusal names a cure, take that."""
         repeats, signatures = PENDING_TRIES, SIGN_TRIES
         while True:
             response = yield request
@@ -245,12 +264,12 @@ class WalletAuth(_Auth):
                 yield min(step.after_s, MAX_DELAY_S)
                 continue
             signatures -= 1
-            if step.now_s is not None:
-                self._skew_s = recovery.skew_s(step.now_s, int(time.time()))
+            self._set_clock(request, step)
+            self._forget_credential(request)
             request.headers = given.copy()
             # A payment that belongs to another request is not shown again: it would be refused
             # again, and the credits it bought are there to be spent.
-            self._sign(request, {} if step.code == "payment_already_used" else paid)
+            self._prove(request, {} if step.code == "payment_already_used" else paid)
 
     def _cure(
         self, request: httpx.Request, response: httpx.Response | None
@@ -259,21 +278,54 @@ class WalletAuth(_Auth):
             return None
         if response.status_code == 402:  # paying has rules of its own
             return None
+        if _origin(response.request) != _origin(request):  # of whoever we were sent on to
+            return None
         kind = response.headers.get("content-type", "")
-        return recovery.advice_of(kind, response.content, request.method, str(request.url))
+        asked = _origin(request) + request.url.raw_path.decode("ascii")
+        return recovery.advice_of(
+            response.status_code, kind, response.content, request.method, asked
+        )
+
+    def _set_clock(self, request: httpx.Request, step: recovery.Advice) -> None:
+        now_s, origin = int(time.time()), _origin(request)
+        skew_s = recovery.skew_s(step, now_s + self._origins.skew_s(origin), now_s)
+        if skew_s is not None:
+            self._origins.set_skew(origin, skew_s)
+
+    def _prove(self, request: httpx.Request, extra: Mapping[str, str]) -> None:
+        """Sign the request, or have it bring what a payment at its origin has left."""
+        if self._signs:
+            self._sign(request, extra)
+            return
+        request.headers.update(extra)
+        if request.headers.keys() & {"authorization", "payment-signature"}:
+            return
+        credential = self._origins.credential(_origin(request), time.monotonic())
+        if credential:
+            request.headers["Authorization"] = f"Bearer {credential}"
+            request.headers.setdefault("Idempotency-Key", new_request_id())
+
+    def _keep_credential(self, request: httpx.Request, response: httpx.Response | None) -> None:
+        text = "" if response is None else response.headers.get(CREDENTIAL, "")
+        if response is None or not text or _origin(response.request) != _origin(request):
+            return
+        self._origins.keep_credential(_origin(request), text, time.monotonic())
+
+    def _forget_credential(self, request: httpx.Request) -> None:
+        shown = request.headers.get("authorization", "").removeprefix("Bearer ")
+        self._origins.drop_credential(_origin(request), shown)
 
     def _sign(self, request: httpx.Request, extra: Mapping[str, str]) -> None:
         request.headers.update(extra)
         request_id = new_request_id()
-        authority = request.url.netloc.decode("ascii")
         target = request.url.raw_path.decode("ascii")
         added = sign_request(
             self._key,
             request.method,
-            f"{request.url.scheme}://{authority}{target}",
+            _origin(request) + target,
             [(n.decode("ascii"), v.decode("latin-1")) for n, v in request.headers.raw],
             request.content,
-            now_s=int(time.time()) + self._skew_s,
+            now_s=int(time.time()) + self._origins.skew_s(_origin(request)),
             nonce=request_id,
             window_s=_WINDOW_S,
             chain_id=self._chain_id,
@@ -307,7 +359,7 @@ class WalletAuth(_Auth):
         payment = offers.authorize(
             self._key, challenge, offer, now_s=int(time.time()), nonce=secrets.token_bytes(32)
         )
-        self._tell("paying", **_facts(payment))
+        self._tell("paying", **facts(payment))
         return payment
 
     def _reserve(self, amount_units: int) -> None:
@@ -320,50 +372,17 @@ class WalletAuth(_Auth):
             self._signed_units = after
 
     def _report(self, payment: Payment, response: httpx.Response | None) -> None:
-        receipt = _receipt(response)
+        receipt = receipt_of(response)
         kind = "paid" if receipt.get("success") is True else "refused"
-        if kind == "refused" and _pending_delay(response) is not None:
+        if kind == "refused" and pending_delay(response) is not None:
             kind = "pending"
-        self._tell(kind, **_facts(payment), receipt=receipt)
+        self._tell(kind, **facts(payment), receipt=receipt)
 
     def _tell(self, kind: str, **facts: Any) -> None:
         if self._on_event is not None:
             self._on_event(kind, facts)
 
 
-def _facts(payment: Payment) -> dict[str, Any]:
-    offer = payment.offer
-    return {
-        "network": offer.network,
-        "asset": offer.token.address,
-        "amount_units": offer.amount_units,
-        "pay_to": offer.pay_to,
-        "nonce": payment.nonce,
-    }
-
-
-def _receipt(response: httpx.Response | None) -> dict[str, Any]:
-    value = None if response is None else response.headers.get("payment-response")
-    if value is None:
-        return {}
-    try:
-        return offers.read_header(value)
-    except ValueError:
-        return {"unreadable": True}
-
-
-def _pending_delay(response: httpx.Response | None) -> int | None:
-    """Seconds to wait before the same payment is presented again; ``None`` if it is decided.
-
-    Pending is a 402 that tells of this payment and asks for no other one. A refusal looks the
-    same but for ``Retry-After`` and the reason.
-    """
-    if response is None or response.status_code != 402:
-        return None
-    if "payment-required" in response.headers or "payment-response" not in response.headers:
-        return None
-    after = response.headers.get("retry-after", "")
-    if after.isascii() and after.isdigit():
-        return min(int(after), MAX_DELAY_S) if len(after) < 10 else MAX_DELAY_S
-    pending = _receipt(response).get("errorReason") == "settlement_pending"
-    return PENDING_DELAY_S if pending else None
+def _origin(request: httpx.Request) -> str:
+    """Scheme, host and port, spelled in one way."""
+    return f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"

@@ -19,7 +19,11 @@ from wallet_auth.strict import json_object
 
 _MAX_BYTES: Final = 256 * 1024
 _FOLLOWED: Final = ("repeat", "sign")
-_MAX_SKEW_S: Final = 86_400
+_CLOCKS: Final = frozenset(("signature_expired", "signature_not_yet_valid"))
+"""The refusals, all 401, that speak of time. No other tells a client what time it is."""
+MAX_SKEW_S: Final = 6 * 3_600
+"""A signature made so far ahead of the true time may be shown again that much later: further than
+this a clock is for its owner to set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Advice:
     now_s: int | None
 
 
-def advice_of(content_type: str, body: bytes, method: str, url: str) -> Advice | None:
+def advice_of(status: int, content_type: str, body: bytes, method: str, url: str) -> Advice | None:
     """The first step a program can take by itself; None: there is none, or this is no problem of
     the gateway's. ``url`` is the one that was asked."""
     kind = content_type.partition(";")[0].strip().lower()
@@ -49,7 +53,8 @@ def advice_of(content_type: str, body: bytes, method: str, url: str) -> Advice |
         if not isinstance(action, dict) or action.get("do") not in _FOLLOWED:
             continue
         if action.get("method") == method and _same(action.get("url"), url):
-            return Advice(action["do"], code, _whole(action.get("after_s")) or 0, _clock(said))
+            now_s = _clock(said) if status == 401 and code in _CLOCKS else None
+            return Advice(action["do"], code, _whole(action.get("after_s")) or 0, now_s)
     return None
 
 
@@ -66,7 +71,14 @@ def _clock(said: dict[str, Any]) -> int | None:
     return _whole(said.get("now_s"))
 
 
-def skew_s(told_s: int, now_s: int) -> int:
-    """How much to add to one's own clock; 0 for a clock that cannot be meant."""
-    skew = told_s - now_s
-    return skew if abs(skew) <= _MAX_SKEW_S else 0
+def skew_s(advice: Advice, signed_s: int, now_s: int) -> int | None:
+    """How much to add to one's own clock ``now_s`` for the origin that advised so; None: nothing
+    to go by, or a clock that cannot be meant. ``signed_s``: the time that the refused signature
+    had; a clock that does not bear out the refusal is no reason for it."""
+    if advice.now_s is None:
+        return None
+    late = advice.now_s > signed_s
+    if late != (advice.code == "signature_expired"):
+        return None
+    skew = advice.now_s - now_s
+    return skew if abs(skew) <= MAX_SKEW_S else None

@@ -15,6 +15,7 @@ from tests.e2e.test_credits_first import challenge, sign_in
 from tests.e2e.wallet import Wallet, buy, decode, encode, new_wallet, offers, problem
 from tests.gateway.proxy import misbehave
 from tests.gateway.proxy.misbehave import Writer
+from wallet_auth.agent import WalletAuth
 
 LOTS = "/farebox/v1/credits/lots"
 PURCHASE = "/farebox/v1/credits/purchase"
@@ -242,6 +243,23 @@ async def _expire(gateway: Gateway, digest: bytes) -> None:
         now_ms = await tx.now_ms()
         await tx.execute("UPDATE credential SET expires_ms = $1 WHERE digest = $2", now_ms, digest)
     await db.close()
+
+
+async def test_the_client_of_this_project_spends_it(
+    sqlite_gateway: Gateway, api: Api, wallet: Wallet, cheap: str
+) -> None:
+    told: list[str] = []
+    auth = WalletAuth(wallet.key, signs=False, on_event=lambda kind, _: told.append(kind))
+    url = sqlite_gateway.url
+    async with httpx.AsyncClient(base_url=url, auth=auth, trust_env=False) as http:
+        answers = [await http.get(cheap) for _ in range(6)]
+        assert [a.status_code for a in answers] == [200] * 6, [a.text for a in answers]
+    # The payment of a cent, four calls by its credential, and a payment again.
+    assert told == ["paying", "paid", "paying", "paid"]
+    shown = [a.request.headers.get("authorization", "")[:13] for a in answers]
+    assert shown == ["", *["Bearer fbx_c_"] * 4, ""]
+    assert sqlite_gateway.balance(wallet.address) == (PRICE_UNITS - CHEAP_UNITS, 0)
+    assert api.calls(cheap) == 6
 
 
 async def test_the_operator_can_do_without(launch: Launch, wallet: Wallet, cheap: str) -> None:

@@ -27,7 +27,8 @@ from tests.wallet_auth.shop import (
     terms,
 )
 from tests.wallet_auth.support import ADDRESS, KEY
-from wallet_auth.agent import PENDING_TRIES, WalletAuth, _pending_delay, new_request_id, pay
+from wallet_auth.agent import PENDING_TRIES, WalletAuth, new_request_id, pay
+from wallet_auth.told import pending_delay
 
 Send = Callable[..., Any]
 
@@ -347,8 +348,8 @@ def test_request_ids_begin_with_the_time() -> None:
 )
 def test_delays_are_bounded(headers: dict[str, str], delay: int) -> None:
     receipt = {"payment-response": encode({"success": False, "errorReason": "settlement_pending"})}
-    assert _pending_delay(httpx.Response(402, headers=receipt | headers)) == delay
-    assert _pending_delay(httpx.Response(200, headers=receipt | headers)) is None
+    assert pending_delay(httpx.Response(402, headers=receipt | headers)) == delay
+    assert pending_delay(httpx.Response(200, headers=receipt | headers)) is None
     both = receipt | headers | {"payment-required": "x"}
-    assert _pending_delay(httpx.Response(402, headers=both)) is None
-    assert _pending_delay(httpx.Response(402, headers=headers)) is None
+    assert pending_delay(httpx.Response(402, headers=both)) is None
+    assert pending_delay(httpx.Response(402, headers=headers)) is None
