@@ -8,6 +8,7 @@ somebody could ask for the dear thing and be priced for the cheap one.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any, Final
 from urllib.parse import unquote_plus
@@ -15,15 +16,25 @@ from urllib.parse import unquote_plus
 from gateway.errors import Problem
 from wallet_auth.strict import json_object
 
-_JSON: Final = re.compile(rb"application/(?:[a-z0-9.+-]+\+)?json[ \t]*(?:;.*)?", re.IGNORECASE)
+_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9a-z-]+"
+_JSON: Final = re.compile(
+    rb"application/(?:[a-z0-9.+-]+\+)?json"
+    # Its parameters. Without a comma: a second media type is no parameter.
+    rb"((?:[ \t]*;[ \t]*(?:" + _TOKEN + rb"=(?:" + _TOKEN + rb'|"[^",\\]*"))?)*)',
+    re.IGNORECASE,
+)
+_CHARSET: Final = re.compile(rb';[ \t]*charset="?([^;" \t]*)', re.IGNORECASE)
 
 
 def json_body(body: bytes, content_type: bytes) -> dict[str, Any]:
     """The JSON object of a request. Raises ``Problem``."""
-    if _JSON.fullmatch(content_type.strip(b" \t")) is None:
+    kind = _JSON.fullmatch(content_type.strip(b" \t"))
+    # A reader that obeys another charset (UTF-7 hides whole words) reads other text than we do.
+    if kind is None or {name.lower() for name in _CHARSET.findall(kind[1])} - {b"utf-8", b"utf8"}:
         raise Problem(
             "unsupported_media_type",
-            "The price of this call depends on its body: send JSON, as application/json.",
+            "The price of this call depends on its body: send JSON in UTF-8, once as "
+            "application/json.",
         )
     try:
         return json_object(body)
@@ -59,18 +70,29 @@ def _require_plain(value: Iterable[str], name: str) -> None:
 
 
 def plain(text: str) -> str:
-    """A text as a loose reader sees it."""
-    return text.strip().casefold()
+    """A text as a loose reader sees it: up to a NUL, without case, width and blanks around it."""
+    cut = text.partition("\0")[0]
+    return unicodedata.normalize("NFKC", cut).casefold().strip()
 
 
 def _folded(name: str) -> str:
-    return plain(name).replace("_", "").replace("-", "")
+    # PHP makes one name of image_size, image.size and "image size".
+    return "".join(filter(str.isalnum, plain(name)))
 
 
-def query_values(query: bytes | None, name: str) -> str | None:
+def query_value(query: bytes | None, name: str) -> str | None:
     """The one value of a name in a query; None: it is not there. Raises ``Problem``."""
+    text = (query or b"").decode("latin-1")
+    found = _value_in(text.split("&"), name)
+    # To some a semicolon separates as well, to most it is a part of the value.
+    if ";" in text and _value_in(re.split("[&;]", text), name) != found:
+        raise _named_oddly(name)
+    return found
+
+
+def _value_in(pairs: Iterable[str], name: str) -> str | None:
     found: str | None = None
-    for pair in re.split(r"[&;]", (query or b"").decode("latin-1")):
+    for pair in pairs:
         key, _, value = pair.partition("=")
         key = unquote_plus(key, errors="replace")
         # PHP and Rails make one name of a list: size[] and size[0] are size.
@@ -78,9 +100,14 @@ def query_values(query: bytes | None, name: str) -> str | None:
         if _folded(bare) != _folded(name):
             continue
         if key != name or found is not None:
-            raise Problem(
-                "invalid_request",
-                f"The price of this call depends on {name!r} in the query: name it once, so.",
-            )
+            raise _named_oddly(name)
         found = unquote_plus(value, errors="replace")
     return found
+
+
+def _named_oddly(name: str) -> Problem:
+    return Problem(
+        "invalid_request",
+        f"The price of this call depends on {name!r} in the query: name it once, so, and "
+        "separated by &.",
+    )

@@ -3,6 +3,9 @@
 A case fits if everything it names is there (a subset match): the rest of the request does not
 matter. What no case fits costs the stated default, or is refused. Each case's price is a price of
 its own, also a metered one.
+
+What is written otherwise than a case has it, so that some upstreams take it for the same and others
+do not (``fitting``), costs the dearest of what it may be.
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ from gateway.forms import Price
 from gateway.forms import price as read_price
 from gateway.money import format_usd
 from gateway.pricing import asked, options
-from gateway.pricing.asked import plain
+from gateway.pricing.fitting import Fit, fit
 from gateway.pricing.quote import Line, PriceRequest, PriceRule, Quote, Usage
+from gateway.pricing.several import dearest
 
 NAME: Final = "by_params"
 REFUSE: Final = "refuse"
-_ANY: Final = "*"
 _CASE: Final = ("path", "query", "body", "price")
 _NO_REQUEST: Final = PriceRequest("", b"", None, b"", None)
 
@@ -38,13 +41,17 @@ class Case:
     body: tuple[tuple[tuple[str, ...], tuple[Any, ...]], ...]
     price: PriceRule
 
-    def fits(self, request: PriceRequest, body: dict[str, Any] | None) -> bool:
-        if self.path and not _path(self.path).fullmatch(request.path.rstrip(b"/").lower()):
-            return False
+    def fit(self, request: PriceRequest, body: dict[str, Any] | None) -> Fit:
+        found = _path_fit(self.path, request.path) if self.path else Fit.YES
         for name, fitting in self.query:
-            if not _fits(asked.query_values(request.query, name), fitting):
-                return False
-        return all(_fits(asked.member(body or {}, place), fitting) for place, fitting in self.body)
+            if found is Fit.NO:
+                return found
+            found = min(found, fit(asked.query_value(request.query, name), fitting))
+        for place, fitting in self.body:
+            if found is Fit.NO:
+                return found
+            found = min(found, fit(asked.member(body or {}, place), fitting))
+        return found
 
     def shown(self) -> dict[str, Any]:
         """As JSON."""
@@ -86,7 +93,7 @@ class ByParams:
             every = (price.quote(request) for price in self._prices)
             made = replace(max(every, key=lambda each: each.max_units), exact=False)
         else:
-            made = self._price(request).quote(request)
+            made = dearest([price.quote(request) for price in self._may_be(request)])
         # The quote's own rule charges; what it is a version of is the whole table.
         return replace(made, price_version=self.version)
 
@@ -110,20 +117,25 @@ class ByParams:
         quotes = [price.quote(_NO_REQUEST).max_units for price in self._prices]
         return min(quotes), max(quotes)
 
-    def _price(self, request: PriceRequest) -> PriceRule:
+    def _may_be(self, request: PriceRequest) -> list[PriceRule]:
+        """The price of a request; several, if readers may differ about what it asks for."""
         body = None
         if request.body is not None and any(case.body for case in self.cases):
             body = asked.json_body(request.body, request.content_type)
+        may_be: list[PriceRule] = []
         for case in self.cases:
-            if case.fits(request, body):
-                return case.price
+            found = case.fit(request, body)
+            if found is not Fit.NO:
+                may_be.append(case.price)
+            if found is Fit.YES:
+                return may_be
         if self.default is None:
             raise Problem(
                 "price_unknown",
                 "There is no price for a request with these parameters.",
                 members={"cases": [case.shown() for case in self.cases]},
             )
-        return self.default
+        return [*may_be, self.default]
 
 
 def compile_by_params(given: Mapping[str, Any], make: Make) -> ByParams:
@@ -201,32 +213,25 @@ def _fitting(value: object, where: str, *, text: bool) -> tuple[Any, ...]:
     return tuple(str(each) if text else each for each in every)
 
 
-def _fits(value: Any, fitting: tuple[Any, ...]) -> bool:
-    if value is None:
-        return False
-    for each in fitting:
-        if each == _ANY:
-            return True
-        # True is 1 in Python, and is not here. 4.0 is 4, as in JavaScript.
-        if isinstance(value, bool) == isinstance(each, bool) and value == each:
-            return True
-        # An upstream that reads texts loosely reads them so.
-        if isinstance(each, str) and isinstance(value, str) and plain(value) == plain(each):
-            return True
-    return False
-
-
 def _one(fitting: tuple[Any, ...]) -> Any:
     return fitting[0] if len(fitting) == 1 else list(fitting)
 
 
+def _path_fit(pattern: str, path: bytes) -> Fit:
+    """``[name]`` is one segment, ``*`` at the end all that follows. Case and a final slash do not
+    count for sure, since many upstreams ignore them."""
+    if _path(pattern).fullmatch(path):
+        return Fit.YES
+    loosely = _path(pattern.rstrip("/").lower()).fullmatch(path.rstrip(b"/").lower())
+    return Fit.PERHAPS if loosely else Fit.NO
+
+
 def _path(pattern: str) -> re.Pattern[bytes]:
-    """``[name]`` is one segment, ``*`` at the end all that follows; case and a final slash do not
-    count, since many upstreams ignore them. (``re`` keeps what it has compiled.)"""
-    parts = pattern.rstrip("/").lower().split("/")[1:]
+    # ``re`` keeps what it has compiled.
+    parts = pattern.split("/")[1:]
     tail = parts[-1:] == ["*"]
     made = "".join(
-        "/" + ("[^/]+" if re.fullmatch(r"\[[a-z0-9_]+\]", part) else re.escape(part))
+        "/" + ("[^/]+" if re.fullmatch(r"\[[A-Za-z0-9_]+\]", part) else re.escape(part))
         for part in (parts[:-1] if tail else parts)
     )
     return re.compile((made + ("(?:/.*)?" if tail else "")).encode(), re.DOTALL)

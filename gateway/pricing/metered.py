@@ -15,8 +15,10 @@ from typing import Any, Final
 from gateway.errors import Problem
 from gateway.money import MAX_UNITS, format_usd
 from gateway.pricing import asked, options
+from gateway.pricing.fitting import fit
 from gateway.pricing.quote import Line, PriceRequest, Quote, Reads, Usage
 from gateway.pricing.rates import METER, Rate, countable, lines_of, rates_of, shown
+from gateway.pricing.several import dearest
 
 NAME: Final = "metered"
 EVERY: Final = "*"
@@ -117,10 +119,7 @@ class Metered:
         return self.models[0][1].reads
 
     def quote(self, request: PriceRequest) -> Quote:
-        terms = self._terms(request)
-        label = f"at most, {terms.model}" if terms.model else "at most"
-        lines = (Line(label, terms.max_units),)
-        return Quote(terms.max_units, _Chosen(self, terms), lines, self.version, exact=False)
+        return dearest([self._quote(terms) for terms in self._may_be(request)])
 
     def charge(self, quote: Quote, usage: Usage | None) -> tuple[Line, ...]:
         raise RuntimeError("a metered quote charges by the terms it chose")
@@ -140,16 +139,26 @@ class Metered:
         by_model = {name: terms.shown() for name, terms in self.models}
         return {**told, "model": ".".join(self.model), "models": by_model}
 
-    def _terms(self, request: PriceRequest) -> Terms:
+    def _quote(self, terms: Terms) -> Quote:
+        label = f"at most, {terms.model}" if terms.model else "at most"
+        lines = (Line(label, terms.max_units),)
+        return Quote(terms.max_units, _Chosen(self, terms), lines, self.version, exact=False)
+
+    def _may_be(self, request: PriceRequest) -> list[Terms]:
+        """The terms of a request; several, if readers may differ about its model."""
         if not self.model:
-            return self.models[0][1]
+            return [self.models[0][1]]
         if request.body is None:
-            return max((terms for _, terms in self.models), key=lambda terms: terms.max_units)
+            return [max((terms for _, terms in self.models), key=lambda terms: terms.max_units)]
         name = asked.member(asked.json_body(request.body, request.content_type), self.model)
-        by_name = {asked.plain(each): terms for each, terms in self.models}
-        said = asked.plain(name) if isinstance(name, str) else EVERY
-        found = by_name.get(said, by_name.get(EVERY))
-        if found is None:
+        by_name = dict(self.models)
+        every = by_name.pop(EVERY, None)
+        if isinstance(name, str) and name in by_name:
+            return [by_name[name]]
+        found = [terms for each, terms in by_name.items() if fit(name, (each,))]
+        if every is not None:
+            found.append(every)
+        if not found:
             raise Problem(
                 "price_unknown",
                 f"There is no price for this {'.'.join(self.model)}.",

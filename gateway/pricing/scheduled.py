@@ -7,19 +7,17 @@ since then (``PriceRequest.since_s``): nobody pays more than they saw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from gateway.forms import Price
 from gateway.forms import price as read_price
-from gateway.pricing import options
-from gateway.pricing.quote import Line, PriceRequest, PriceRule, Quote, Reads, Usage
+from gateway.pricing import options, several
+from gateway.pricing.quote import Line, PriceRequest, PriceRule, Quote, Usage
 
 NAME: Final = "scheduled"
-OR: Final = "|"
-"""Between the versions of prices of which the lowest is charged."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Make = Callable[[Price], PriceRule]
@@ -67,7 +65,7 @@ class Scheduled:
     def quote(self, request: PriceRequest) -> Quote:
         since_s = request.now_s if request.since_s is None else request.since_s
         made = [each.quote(request) for each in self._during(since_s, request.now_s)]
-        return lowest(made)
+        return several.lowest(made)
 
     def charge(self, quote: Quote, usage: Usage | None) -> tuple[Line, ...]:
         raise RuntimeError("a scheduled quote charges by the price it chose")
@@ -92,67 +90,6 @@ class Scheduled:
                 if step.from_s <= since_s:
                     break
         return found or [self.steps[0].price]
-
-
-@dataclass(frozen=True, slots=True)
-class _Lowest:
-    """The rule of a quote that stands for several: what the cheapest of them comes to."""
-
-    quotes: tuple[Quote, ...]
-
-    name = "lowest"
-    fixed_units = None
-    needs_body = False
-
-    @property
-    def version(self) -> str:
-        return OR.join(dict.fromkeys(quote.price_version for quote in self.quotes))
-
-    @property
-    def metered(self) -> bool:
-        return any(quote.rule.metered for quote in self.quotes)
-
-    @property
-    def reads(self) -> Reads | None:
-        return _both([quote.rule.reads for quote in self.quotes])
-
-    def quote(self, request: PriceRequest) -> Quote:
-        raise RuntimeError("this is the rule of one quote")
-
-    def charge(self, quote: Quote, usage: Usage | None) -> tuple[Line, ...]:
-        charged = [each.rule.charge(each, usage) for each in self.quotes]
-        return min(charged, key=lambda lines: sum(line.units for line in lines))
-
-    def so_far(self, counts: Mapping[str, int]) -> int:
-        return min(quote.rule.so_far(counts) for quote in self.quotes)
-
-    def describe(self) -> dict[str, Any]:
-        return {"rule": self.name, "of": [quote.rule.describe() for quote in self.quotes]}
-
-
-def lowest(quotes: Sequence[Quote]) -> Quote:
-    """The quote under which nobody pays more than under any of these, for any usage."""
-    least = min(quotes, key=lambda each: each.max_units)
-    if all(each.exact for each in quotes) or len({each.price_version for each in quotes}) == 1:
-        return least
-    rule = _Lowest(tuple(quotes))
-    return Quote(least.max_units, rule, least.breakdown, rule.version, exact=False)
-
-
-def _both(every: Sequence[Reads | None]) -> Reads | None:
-    """Everything that any of them reads: each counts its own meters."""
-    known = [reads for reads in every if reads is not None]
-    if not known:
-        return None
-    places: dict[str, list[tuple[str, ...]]] = {}
-    for reads in known:
-        for meter, found in reads.places:
-            places.setdefault(meter, []).extend(found)
-    return Reads(
-        tuple((meter, tuple(dict.fromkeys(found))) for meter, found in places.items()),
-        frozenset().union(*(reads.meters for reads in known)),
-        next((reads.events for reads in known if reads.events is not None), None),
-    )
 
 
 def after(before: PriceRule, since_s: int, now: PriceRule) -> Scheduled:

@@ -14,7 +14,7 @@ from gateway.db import Tx
 from gateway.ledger import prices, read
 from gateway.node import Node
 from gateway.own import amount
-from gateway.pricing.scheduled import OR
+from gateway.pricing.several import OR
 
 
 async def audited(node: Node, tx: Tx, hold: ledger.HoldRow, charge: read.Charge) -> dict[str, Any]:

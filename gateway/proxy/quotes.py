@@ -25,7 +25,7 @@ from gateway.errors import Problem
 from gateway.node import Node
 from gateway.own import amount, answer, body_of, node_of, object_of
 from gateway.payments.offers import Keys
-from gateway.pricing import scheduled
+from gateway.pricing import scheduled, several
 from gateway.pricing.quote import Line, PriceRequest, PriceRule, Quote, quote
 from gateway.proxy import tariff
 from gateway.proxy.quoting import When, asked_of
@@ -82,6 +82,8 @@ def unseal(keys: Keys, token: bytes, method: str, use: Use) -> Opened:
         if len(token) > _MOST_BYTES:
             raise ValueError
         raw = base64.b64decode(token + b"=" * (-len(token) % 4), b"-_", True)
+        if base64.urlsafe_b64encode(raw).rstrip(b"=") != token:
+            raise ValueError  # spare bits: the same quote in another spelling
         key_id, expiry_s, units, request, asked = _HEAD.unpack(raw[: _HEAD.size])
         text, made = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
         version = text[_HEAD.size :].decode()
@@ -128,7 +130,7 @@ async def _locked(node: Node, price: Quote, opened: Opened, asked: PriceRequest)
         rule = await tariff.rule_of(node.db, opened.version)
         if rule is None:
             raise Problem("quote_expired", "The price of this quote is not known any more.")
-        price = scheduled.lowest([price, quote(rule, asked)])
+        price = several.lowest([price, quote(rule, asked)])
     if price.max_units <= opened.max_units:
         return price
     lines = (Line("as quoted", opened.max_units),)

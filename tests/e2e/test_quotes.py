@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from datetime import UTC, datetime, timedelta
+from string import ascii_lowercase, ascii_uppercase, digits
 from typing import Any
 
 import httpx
@@ -156,8 +157,11 @@ async def test_a_quote_is_for_its_request_and_its_time(launch: Launch, wallet: W
         assert answer.status_code == 402  # nobody, so nothing is priced by it
         problem(await call(http, gateway, wallet, "/fixed/x", Quote=token), "quote_mismatch")
         changed = ("A" if token[0] != "A" else "B") + token[1:]
+        letters = ascii_uppercase + ascii_lowercase + digits + "-_"
         for bad in (
             changed,
+            token[:-1] + letters[letters.index(token[-1]) ^ 1],  # in its spare bits
+            token + "=",
             token[:-1],
             token[:20],
             "x",

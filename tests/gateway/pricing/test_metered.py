@@ -116,6 +116,22 @@ def test_the_model_chooses_the_rates() -> None:
     assert quote(rule, asked(None)).max_units == 1_000_000
 
 
+def test_a_model_in_another_spelling_costs_the_dearer_of_what_it_may_be() -> None:
+    every = {**MODELS["models"], "*": {"min": "$0.001", "rates": {"tokens_out": "$3 / 1M"}}}
+    by_model = {**MODELS, "models": every}
+    for odd in (b'{"model": "SMALL"}', b'{"model": ["small"]}', b'{"model": "small\\u0000"}'):
+        assert cost(by_model, used(tokens_out=1_000), odd).units == 3_000
+    assert cost(by_model, used(tokens_out=1_000), b'{"model": "BIG"}').units == 6_000
+    assert cost(by_model, used(tokens_out=0), b'{"model": "BIG"}').units == 1_000
+    assert cost(by_model, used(tokens_out=1_000), b'{"model": "small"}').units == 600
+    assert cost(by_model, used(tokens_out=1_000), b'{"model": null}').units == 3_000
+    rule = compile_price(Price("metered", 0, by_model))
+    quoted = quote(rule, asked(b'{"model": "BIG"}'))
+    assert (quoted.max_units, quoted.price_version) == (1_000_000, rule.version)
+    assert quoted.rule.reads == rule.reads
+    assert quoted.rule.so_far({"tokens_out": 1_000}) == 6_000
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [

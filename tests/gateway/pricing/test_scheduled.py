@@ -15,7 +15,8 @@ from gateway.pricing.flat import Flat
 from gateway.pricing.metered import Metered
 from gateway.pricing.quote import PriceRequest, PriceRule, Usage, charge, quote
 from gateway.pricing.rules import compile_price
-from gateway.pricing.scheduled import OR, Scheduled, Step, after, lowest
+from gateway.pricing.scheduled import Scheduled, Step, after
+from gateway.pricing.several import OR, lowest
 
 ASKED = PriceRequest("GET", b"/", None, b"", None)
 
