@@ -88,6 +88,9 @@ CODES: Final[dict[str, Code]] = {
     "asset_paused": Code(402, False, "The token is paused"),
     "payer_blocked": Code(402, False, "The token refuses this payer or payee"),
     "invalid_exact_evm_payload_signature": Code(402, False, "The payment signature is wrong"),
+    "invalid_exact_evm_payload_undeployed_smart_wallet": Code(
+        402, False, "The paying wallet is not deployed yet"
+    ),
     "invalid_exact_evm_payload_recipient_mismatch": Code(
         402, False, "The payment is made out to somebody else"
     ),

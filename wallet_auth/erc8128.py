@@ -119,13 +119,15 @@ async def _check_contract(
     """Not the key's own signature: a contract wallet may take it for its own (ERC-1271)."""
     _blame_authority(claim, request, lines)
     by_key = len(claim.signature) == 65
-    if claim.signature.endswith(keys.ERC6492_SUFFIX) or (call is None and not by_key):
+    if call is None and not by_key:
         raise AuthError(
             "identity_unsupported", "Signatures of this kind of wallet are not accepted here."
         )
     wrong = AuthError(
         "signature_invalid",
-        "The signature was not made by the account of keyid over this request.",
+        "The signature was not made by the account of keyid over this request."
+        if not claim.signature.endswith(keys.ERC6492_SUFFIX)
+        else "The wallet of keyid does not take the signature, or is not deployed yet (ERC-6492).",
     )
     if call is None:
         raise wrong

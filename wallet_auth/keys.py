@@ -8,6 +8,7 @@ nothing that was seen can be turned into something that looks new.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -163,6 +164,44 @@ def erc1271_calldata(digest: bytes, signature: bytes) -> bytes:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Wrapper:
+    """What ERC-6492 puts around the signature of a wallet that is perhaps not deployed: a factory
+    (lower case) and the calldata that makes it deploy the wallet. Both are the signer's words."""
+
+    factory: str
+    calldata: bytes
+
+
+def unwrap(signature: bytes) -> tuple[bytes, Wrapper | None]:
+    """The signature itself, and the wrapper it came in: ``abi.encode(address, bytes, bytes)`` and
+    the suffix (ERC-6492).
+
+    Raises ``ValueError`` if what stands before the suffix is not that, holds no signature, or one
+    that is wrapped once more.
+    """
+    if not signature.endswith(ERC6492_SUFFIX):
+        return signature, None
+    body = signature[: -len(ERC6492_SUFFIX)]
+    if body[:12] != bytes(12):
+        raise ValueError("no address of a factory")
+    calldata, inner = _dynamic(body, 1), _dynamic(body, 2)
+    if not inner or inner.endswith(ERC6492_SUFFIX):
+        raise ValueError("no signature in it, or one that is wrapped again")
+    return inner, Wrapper("0x" + body[12:32].hex(), calldata)
+
+
+def _dynamic(body: bytes, word: int) -> bytes:
+    """The ABI's ``bytes`` whose offset stands in this word."""
+    start = int.from_bytes(body[32 * word : 32 * word + 32], "big")
+    if start < 96:
+        raise ValueError("an offset into the head")
+    length = int.from_bytes(body[start : start + 32], "big")
+    if start + 32 + length > len(body):
+        raise ValueError("it ends too early")
+    return body[start + 32 : start + 32 + length]
+
+
 async def contract_signed(
     call: Call, caip2: str, address: str, digest: bytes, signature: bytes
 ) -> bool:
@@ -170,7 +209,13 @@ async def contract_signed(
 
     The answer must be exactly the one word the standard names; more bytes, or fewer, is a no.
     Signatures over ``MAX_CONTRACT_SIGNATURE`` bytes and addresses of precompiles are not asked.
+    A wrapper (ERC-6492) is taken off, and what it would deploy is left alone: a wallet that is not
+    there answers nothing, which is a no.
     """
     if len(signature) > MAX_CONTRACT_SIGNATURE or int(address, 16) < _PRECOMPILES:
         return False
-    return await call(caip2, address, erc1271_calldata(digest, signature)) == ERC1271_YES
+    try:
+        inner, _ = unwrap(signature)
+    except ValueError:
+        return False
+    return await call(caip2, address, erc1271_calldata(digest, inner)) == ERC1271_YES

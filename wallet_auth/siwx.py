@@ -290,7 +290,7 @@ async def signed_by(proof: Proof, call: Call | None) -> str:
     address = proof.address.lower()
     if keys.recover(digest, proof.signature) == address:
         return "key"
-    if call is not None and not proof.signature.endswith(keys.ERC6492_SUFFIX):
+    if call is not None:
         try:
             if await keys.contract_signed(call, proof.chain_id, address, digest, proof.signature):
                 return "contract"

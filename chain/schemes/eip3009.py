@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from chain.errors import Rejected, Reverted, Unavailable
@@ -18,15 +18,16 @@ from chain.networks import Asset, Network
 from chain.rpc import Rpc
 from wallet_auth.keys import (
     CURVE_ORDER,
-    ERC6492_SUFFIX,
     HALF_ORDER,
     MAX_CONTRACT_SIGNATURE,
+    Wrapper,
     address_word,
     contract_signed,
     eip712_domain,
     eip712_hash,
     keccak256,
     recover,
+    unwrap,
 )
 
 EXPIRY_MARGIN_S: Final = 6  # x402: validBefore must be this far away, for the block to come
@@ -47,6 +48,7 @@ _NONCE: Final = re.compile(r"0x[0-9a-fA-F]{64}")
 _SIGNATURE: Final = re.compile(r"0x(?:[0-9a-fA-F]{2})+")
 
 _BAD_SIGNATURE: Final = "invalid_exact_evm_payload_signature"
+_UNDEPLOYED: Final = "invalid_exact_evm_payload_undeployed_smart_wallet"
 _TOO_EARLY: Final = "invalid_exact_evm_payload_authorization_valid_after"
 _TOO_LATE: Final = "invalid_exact_evm_payload_authorization_valid_before"
 
@@ -57,7 +59,8 @@ class Authorization:
 
     Addresses and nonce are lower case. The times are Unix seconds; the token wants a block time
     strictly between them. ``signature`` is 65 bytes with v 27 or 28 for a key, else whatever the
-    contract wallet takes.
+    contract wallet takes. ``wrapper`` is what it came in (ERC-6492), no part of the payment: with
+    or without, it is the same one.
     """
 
     from_: str
@@ -67,6 +70,7 @@ class Authorization:
     valid_before_s: int
     nonce: str
     signature: bytes
+    wrapper: Wrapper | None = field(default=None, compare=False)
 
 
 def parse(payload: object) -> Authorization:
@@ -90,6 +94,10 @@ def parse(payload: object) -> Authorization:
         raise _malformed("signature is missing or too long")
     if _SIGNATURE.fullmatch(signature) is None:
         raise _malformed("signature is not hex")
+    try:
+        bare, wrapper = unwrap(bytes.fromhex(signature[2:]))
+    except ValueError as error:
+        raise Rejected(_BAD_SIGNATURE, f"a malformed ERC-6492 signature: {error}") from None
     return Authorization(
         from_=authorization["from"].lower(),
         to=authorization["to"].lower(),
@@ -97,7 +105,8 @@ def parse(payload: object) -> Authorization:
         valid_after_s=_number(authorization, "validAfter"),
         valid_before_s=_number(authorization, "validBefore"),
         nonce=nonce.lower(),
-        signature=_canonical(bytes.fromhex(signature[2:])),
+        signature=_canonical(bare),
+        wrapper=wrapper,
     )
 
 
@@ -141,7 +150,8 @@ async def verify(rpc: Rpc, asset: Asset, auth: Authorization, now_s: int) -> str
 
     Returns how it is signed: ``"key"``, or ``"contract"`` when the payer has code (a contract
     wallet, or an EIP-7702 delegation), in which case only ERC-1271 counts, as in USDC itself.
-    ``Rejected`` with the reason, ``Unavailable`` if the chain cannot be asked.
+    A wallet that is not deployed yet is refused: what would deploy it is the payer's calldata, and
+    that is never run. ``Rejected`` with the reason, ``Unavailable`` if the chain cannot be asked.
     """
     signed = digest(rpc.network, asset, auth)
     looks_like_key = recover(signed, auth.signature) == auth.from_
@@ -232,10 +242,13 @@ async def _require_contract_signature(rpc: Rpc, signed: bytes, auth: Authorizati
 
 
 def _bad_signature(auth: Authorization) -> Rejected:
-    if auth.signature.endswith(ERC6492_SUFFIX):
-        # Taking one would mean to send a transaction with calldata the payer chose.
-        detail = "wallets that are not deployed yet (ERC-6492) are not accepted"
-    elif len(auth.signature) != 65:
+    if auth.wrapper is not None:
+        return Rejected(
+            _UNDEPLOYED,
+            f"there is no wallet at {auth.from_} yet (ERC-6492), and it is not deployed from here; "
+            "nothing was claimed, and the same payment is good once the wallet is there",
+        )
+    if len(auth.signature) != 65:
         detail = "a signature of a key is 65 bytes"
     else:
         detail = f"the signature is not {auth.from_}'s, or not in canonical form"

@@ -24,6 +24,7 @@ from wallet_auth.keys import (
     eip712_hash,
     keccak256,
     recover,
+    unwrap,
 )
 
 PERMIT2: Final = "0x000000000022d473030f116ddee9f6b43ac78ba3"
@@ -56,6 +57,7 @@ class Authorization:
     """A signed permission to move ``value_units`` of ``token`` from ``from_`` to ``to`` once.
 
     Addresses are lower case; ``nonce`` is Permit2's, as ``0x`` and 64 hex digits. Unix seconds.
+    ``signature`` is without a wrapper (ERC-6492).
     """
 
     from_: str
@@ -81,6 +83,10 @@ def parse(payload: object) -> Authorization:
         raise malformed("signature is missing or too long")
     if _SIGNATURE.fullmatch(signature) is None:
         raise malformed("signature is not hex")
+    try:
+        bare, _ = unwrap(bytes.fromhex(signature[2:]))
+    except ValueError as error:
+        raise Rejected(_BAD_SIGNATURE, f"a malformed ERC-6492 signature: {error}") from None
     return Authorization(
         from_=_address(given, "from"),
         to=_address(witness, "to"),
@@ -90,7 +96,7 @@ def parse(payload: object) -> Authorization:
         valid_after_s=_number(witness, "validAfter"),
         valid_before_s=_number(given, "deadline"),
         nonce=f"0x{_number(given, 'nonce'):064x}",
-        signature=bytes.fromhex(signature[2:]),
+        signature=bare,
     )
 
 
@@ -159,7 +165,8 @@ async def verify(rpc: Rpc, asset: Asset, auth: Authorization) -> str:
         raise Rejected("permit2_proxy_not_deployed", "this network has no x402 proxy for Permit2")
     signed = digest(rpc.network, auth)
     if not await _is_signed(rpc, auth, signed, bool(code)):
-        raise Rejected(_BAD_SIGNATURE, f"the signature is not {auth.from_}'s")
+        hint = "" if code else "; no wallet is deployed there"
+        raise Rejected(_BAD_SIGNATURE, f"the signature is not {auth.from_}'s{hint}")
     # First: whoever has paid with all it had should not be told to approve or to bring more.
     if await nonce_used(rpc, auth.from_, auth.nonce):
         raise Rejected("permit2_invalid_nonce", "this nonce of the payer is used")

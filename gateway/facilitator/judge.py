@@ -91,13 +91,13 @@ def _chain(rails: Rails, version: int, network: str) -> Chain:
     raise Rejected("invalid_network", f"{network[:60]!r} is not settled here")
 
 
-async def look(rails: Rails, order: Order, now_s: int) -> tuple[str, Authorization]:
-    """Ask the chain: how it is signed (``erc6492.verify``), and what the token is to see.
+async def look(rails: Rails, order: Order, now_s: int) -> str:
+    """Ask the chain whether it would move the money now, and how it is signed (``erc6492.verify``).
 
     ``Rejected`` with the reason, ``Unavailable`` if the chain cannot be asked.
     """
     rpc = rails.rpcs[order.chain.caip2]
     if isinstance(order.auth, permit2.Authorization):
-        return await permit2.verify(rpc, order.asset, order.auth), order.auth
+        return await permit2.verify(rpc, order.asset, order.auth)
     factories = frozenset(rails.settings.facilitator.erc6492_factories)
     return await erc6492.verify(rpc, order.asset, order.auth, now_s, factories)

@@ -124,14 +124,12 @@ async def _first(rails: Rails, order: Order, key: AuthKey) -> Payment | None:
     begun: list[Payment] = []
     over_budget: list[bool] = []
     try:
-        kind, auth = await judge.look(rails, order, now_ms // 1_000)
-        if kind == erc6492.UNDEPLOYED:
+        if await judge.look(rails, order, now_ms // 1_000) == erc6492.UNDEPLOYED:
             raise Rejected(
                 "invalid_exact_evm_payload_undeployed_smart_wallet",
                 "the paying wallet has to be deployed first",
             )
-        settling = Order(order.chain, order.asset, auth)
-        job = _job(rails, settling, begun, over_budget)
+        job = _job(rails, order, begun, over_budget)
         with in_hand.working_on(rails, [job.call.payment_id]):
             handed = await engine.settle(rails, job)
     except Rejected:

@@ -27,6 +27,7 @@ from tests.fixtures_chain import (
     typed_data,
     wallet_artifact,
 )
+from tests.fixtures_wallets import SUFFIX, wallets
 from wallet_auth.keys import CURVE_ORDER, address_word
 
 PAY_TO = "0x00000000000000000000000000000000000feeed"
@@ -250,9 +251,46 @@ async def test_another_key_and_a_strange_length_are_refused(chain_net: Devnet, r
     longer = form | {"signature": payment(me, PAY_TO, 1)["signature"] + "00"}
     refusal = await _refusal(rpc, eip3009.parse(longer))
     assert refusal.code == BAD_SIGNATURE and "65 bytes" in refusal.detail
-    wrapped = form | {"signature": "0x" + "11" * 96 + "6492" * 16}
-    refusal = await _refusal(rpc, eip3009.parse(wrapped))
-    assert refusal.code == BAD_SIGNATURE and "ERC-6492" in refusal.detail
+
+
+async def test_a_wrapper_is_no_part_of_the_payment(chain_net: Devnet, rpc: Rpc) -> None:
+    """With or without (ERC-6492) it is one value, and the token sees what was in the wrapper."""
+    made = wallets(chain_net)
+    bare = made.pay(PAY_TO, 7)
+    wrapped = eip3009.parse(made.wrap(bare))
+    assert wrapped == eip3009.parse(bare) and wrapped.wrapper is not None
+    assert eip3009.transfer_calldata(wrapped) == eip3009.transfer_calldata(eip3009.parse(bare))
+    refusal = await _refusal(rpc, wrapped)
+    assert refusal.code == "invalid_exact_evm_payload_undeployed_smart_wallet"
+    assert (await _refusal(rpc, eip3009.parse(bare))).code == BAD_SIGNATURE
+    made.deploy()
+    assert await eip3009.verify(rpc, USDC, wrapped, int(time.time())) == "contract"
+    before = chain_net.balance_units(PAY_TO)
+    data = "0x" + eip3009.transfer_calldata(wrapped).hex()
+    chain_net.send(chain_net.settler.address, USDC.address, data)
+    assert chain_net.balance_units(PAY_TO) == before + 7
+
+
+async def test_a_keys_own_signature_may_be_wrapped(chain_net: Devnet, rpc: Rpc) -> None:
+    """As long as the key has no code the token asks nobody else. The parity is written as 27 or 28
+    inside a wrapper too."""
+    made = wallets(chain_net)
+    form = payment(made.owner, PAY_TO, 1)
+    old = form | {
+        "signature": form["signature"][:-2] + f"{int(form['signature'][-2:], 16) - 27:02x}"
+    }
+    for each in (form, old):
+        assert (
+            await eip3009.verify(rpc, USDC, eip3009.parse(made.wrap(each)), int(time.time()))
+            == "key"
+        )
+
+
+def test_a_malformed_wrapper_is_refused_where_it_is_read() -> None:
+    signature = bytes.fromhex("11" * 96) + SUFFIX
+    with pytest.raises(Rejected, match="ERC-6492") as error:
+        eip3009.parse(_form() | {"signature": "0x" + signature.hex()})
+    assert error.value.code == BAD_SIGNATURE
 
 
 def _wallet_of(net: Devnet, owner: str) -> str:

@@ -29,7 +29,7 @@ VALID += [v for v in VECTORS["python_generated"] if "echo" not in v["name"]]
 _PREFIX = "invalid_exact_evm_payload_"
 # The code of the specification's core list; official SDKs spell several of them differently.
 INVALID = {
-    "6492 factory not allowlisted": _PREFIX + "signature",
+    "6492 factory not allowlisted": _PREFIX + "undeployed_smart_wallet",
     "recipient mismatch": _PREFIX + "recipient_mismatch",
     "v1 recipient mismatch": _PREFIX + "recipient_mismatch",
     "value too low": _PREFIX + "authorization_value_mismatch",

@@ -86,7 +86,7 @@ async def test_malformed_headers(
 
 
 INVALID = {
-    "6492 factory not allowlisted": EVM + "signature",
+    "6492 factory not allowlisted": EVM + "undeployed_smart_wallet",
     "recipient mismatch": EVM + "recipient_mismatch",
     "v1 recipient mismatch": EVM + "recipient_mismatch",
     "value too low": EVM + "authorization_value_mismatch",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.fixtures_wallets import SUFFIX, wrapped
 from tests.wallet_auth.support import (
     BASIC,
     NOW,
@@ -16,7 +17,7 @@ from tests.wallet_auth.support import (
     signed,
     with_headers,
 )
-from wallet_auth import SignedRequest, verify
+from wallet_auth import AuthError, SignedRequest, verify
 
 WALLET = "0x" + "c0" * 20
 
@@ -75,8 +76,7 @@ async def test_cheap_refusals_come_before_the_chain() -> None:
     late = changed(_contract(b"\x02" * 70), headers=_contract(b"\x02" * 70).headers)
     await refused(late, "signature_expired", NOW + 1000, call=chain)
     await refused(with_headers(late, ("farebox-max", "$1")), "ceiling_not_covered", call=chain)
-    wrapped = b"\x02" * 70 + bytes.fromhex("6492" * 16)
-    await refused(_contract(wrapped), "identity_unsupported", call=chain)
+    await refused(_contract(b"\x02" * 70 + SUFFIX), "signature_invalid", call=chain)
     await refused(_contract(b"\x02" * 4097), "signature_invalid", call=chain)
     assert chain.calls == []
 
@@ -95,3 +95,19 @@ async def test_a_chain_that_cannot_be_asked_is_not_a_refusal() -> None:
 
     with pytest.raises(UnavailableError):
         await verify(_contract(b"\x02" * 70), NOW, Chain(UnavailableError()))
+
+
+async def test_a_wrapper_is_taken_off_and_what_it_would_deploy_left_alone() -> None:
+    """ERC-6492: a wallet that is there is asked as any other; one that is not has said nothing."""
+    chain = Chain(YES)
+    signer = await verify(_contract(wrapped(b"\x02" * 70)), NOW, chain)
+    assert signer is not None and (signer.kind, signer.address) == ("contract", WALLET)
+    await verify(_contract(b"\x02" * 70), NOW, bare := Chain(YES))
+    ((_, to, data),) = chain.calls
+    ((_, _, expected),) = bare.calls
+    assert to == WALLET and len(data) == len(expected) and b"\x02" * 70 in data
+    nobody = Chain(b"")
+    with pytest.raises(AuthError, match="not deployed yet") as error:
+        await verify(_contract(wrapped(b"\x02" * 70)), NOW, nobody)
+    assert error.value.code == "signature_invalid"
+    await refused(_contract(wrapped(b"\x02" * 70)), "identity_unsupported")

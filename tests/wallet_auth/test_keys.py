@@ -16,6 +16,7 @@ from eth_utils.address import to_checksum_address
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fixtures_wallets import FACTORY, SUFFIX, wrapped
 from tests.wallet_auth.support import ADDRESS, KEY
 from wallet_auth import keys
 
@@ -204,3 +205,50 @@ async def test_precompiles_and_giant_signatures_are_not_asked() -> None:
         blob = secrets.token_bytes(size)
         assert await keys.contract_signed(identity, "eip155:1", WALLET, DIGEST, blob) is agreed
     assert await keys.contract_signed(identity, "eip155:1", f"0x{0x10000:040x}", DIGEST, b"s")
+
+
+@pytest.mark.parametrize("inner", [b"i", b"i" * 65, b"i" * 96, b"i" * 130])
+@pytest.mark.parametrize("call", [b"", b"c" * 4, b"c" * 68])
+async def test_a_wrapper_is_taken_off(inner: bytes, call: bytes) -> None:
+    """ERC-6492: only the wallet itself is asked, with the signature that was inside."""
+    signature = wrapped(inner, call)
+    assert keys.unwrap(signature) == (inner, keys.Wrapper(FACTORY, call))
+    asked: list[tuple[str, bytes]] = []
+
+    async def wallet(_caip2: str, to: str, data: bytes) -> bytes:
+        asked.append((to, data))
+        return keys.ERC1271_YES
+
+    assert await keys.contract_signed(wallet, "eip155:1", WALLET, DIGEST, signature)
+    assert asked == [(WALLET, keys.erc1271_calldata(DIGEST, inner))]
+
+
+def test_what_is_not_wrapped_is_left_alone() -> None:
+    for signature in (b"", b"s" * 65, SUFFIX[1:], SUFFIX + b"x"):
+        assert keys.unwrap(signature) == (signature, None)
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        SUFFIX,
+        bytes(95) + SUFFIX,
+        b"\1" + wrapped(b"i")[1:],  # more than an address
+        wrapped(b"i" * 65)[:-64] + SUFFIX,  # cut short
+        bytes(31) + b"\1" + (2**255).to_bytes(32, "big") * 2 + SUFFIX,
+        bytes(12) + SUFFIX,
+        bytes(32) + (0).to_bytes(32, "big") * 2 + SUFFIX,
+        # an offset into the head, where a length would stand
+        bytes(32) + (32).to_bytes(32, "big") + wrapped(b"i" * 65)[64:],
+        bytes(32) + (96).to_bytes(32, "big") * 2 + (2**200).to_bytes(32, "big") + SUFFIX,
+        wrapped(b""),
+        wrapped(wrapped(b"i")),
+    ],
+)
+async def test_a_malformed_wrapper_is_no_signature(signature: bytes) -> None:
+    async def yes(_caip2: str, _to: str, _data: bytes) -> bytes:
+        return keys.ERC1271_YES
+
+    with pytest.raises(ValueError, match=r"^[a-z]"):
+        keys.unwrap(signature)
+    assert not await keys.contract_signed(yes, "eip155:1", WALLET, DIGEST, signature)

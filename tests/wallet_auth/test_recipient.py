@@ -6,6 +6,7 @@ import pytest
 from eth_account import Account
 from eth_account.messages import encode_defunct
 
+from tests.fixtures_wallets import wrapped
 from wallet_auth import recipient
 
 SENDER = Account.from_key("0x" + "42" * 32)
@@ -78,8 +79,9 @@ async def test_a_contract_is_asked_itself() -> None:
         return data[:4] + bytes(28)
 
     contract = "0x" + "ee" * 20
-    assert await recipient.signed_by(call, "eip155:1", contract, text, b"any")
-    assert asked == [("eip155:1", contract)]
+    for signed in (b"any", wrapped(b"any")):
+        assert await recipient.signed_by(call, "eip155:1", contract, text, signed)
+    assert asked == [("eip155:1", contract)] * 2
 
 
 PAYMENT = ("0f" * 16, "eip155:84532", "0x" + "12" * 20, "0x" + "ab" * 32, "0x" + "cd" * 20)

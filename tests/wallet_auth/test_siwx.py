@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.payments.offers import Keys
+from tests.fixtures_wallets import wrapped
 from tests.wallet_auth.support import ADDRESS, KEY, NOW, OTHER_KEY
 from wallet_auth import AuthError, Signer, check_digests, keys, siwx
 
@@ -276,6 +277,10 @@ async def test_a_contract_wallet_is_asked_after_the_seal() -> None:
     assert asked_for == [("eip155:84532", contract)]
     await refused("invalid_siwx_nonce", {**payload, "nonce": "00" * 16}, call=call)
     assert len(asked_for) == 1
+    around = "0x" + wrapped(b"w" * 70).hex()  # ERC-6492
+    signer, _ = await verify({**payload, "signature": around}, call=call)
+    assert (signer.kind, signer.address) == ("contract", contract)
+    assert asked_for == [("eip155:84532", contract)] * 2
 
 
 async def test_a_contract_wallet_that_says_no_or_cannot_be_asked() -> None:

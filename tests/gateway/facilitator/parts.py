@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,13 +13,11 @@ import httpx
 from anvil.devnet import Account, Devnet
 from gateway import app
 from gateway.node import Node
-from tests.fixtures_chain import NETWORK, USDC, deploy, payment
+from tests.fixtures_chain import NETWORK, USDC, payment
 from tests.gateway.payments.parts import PAY_TO, settings_for
 
 API_KEY = "facilitator-key-of-the-tests"
 SELLER = "0x" + "5e" * 20
-FIXTURES = Path(__file__).parents[3] / "contracts" / "fixtures"
-COMPILED: dict[str, Any] = json.loads((FIXTURES / "compiled.json").read_text())
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,63 +106,3 @@ def asking(payload: Any, wanted: dict[str, Any] | None = None, version: int = 2)
 def paying(payer: Account, units: int = 10_000, to: str = SELLER, **fields: Any) -> dict[str, Any]:
     """A payment of a key, whole."""
     return asking(payment(payer, to, units, **fields))
-
-
-# -- contract wallets ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Wallets:
-    """A factory, and the wallet it would make for an owner."""
-
-    net: Devnet
-    factory: str
-    owner: Account
-    address: str
-
-    @property
-    def deploy_call(self) -> bytes:
-        from eth_abi import encode
-        from eth_utils import function_signature_to_4byte_selector as selector
-
-        arguments = encode(["address", "bytes32"], [self.owner.address, bytes(32)])
-        return bytes(selector("deploy(address,bytes32)")) + arguments
-
-    def deploy(self) -> None:
-        """Somebody, not the gateway, deploys it."""
-        self.net.send(self.owner.address, self.factory, "0x" + self.deploy_call.hex())
-        assert self.net.rpc("eth_getCode", self.address, "latest") != "0x"
-
-    def payment(self, *, factory: str | None = None, call: bytes | None = None) -> dict[str, Any]:
-        """Paid by the wallet, signed by its owner, wrapped (ERC-6492)."""
-        from eth_abi import encode
-
-        signed = payment(self.owner, SELLER, 10_000, from_=self.address)
-        wrapper = encode(
-            ["address", "bytes", "bytes"],
-            [
-                factory or self.factory,
-                self.deploy_call if call is None else call,
-                bytes.fromhex(signed["signature"][2:]),
-            ],
-        )
-        return signed | {"signature": "0x" + wrapper.hex() + "6492" * 16}
-
-    def plain(self) -> dict[str, Any]:
-        """The same without a wrapper."""
-        return payment(self.owner, SELLER, 10_000, from_=self.address)
-
-
-def wallets(net: Devnet, units: int = 1_000_000) -> Wallets:
-    """A factory on the chain, and the address of a wallet that is not there yet and has money."""
-    from eth_abi import encode
-    from eth_utils import function_signature_to_4byte_selector as selector
-
-    owner = net.accounts[3]
-    factory = deploy(net, owner.address, COMPILED["SmartWalletFactory"]["creation"])
-    data = bytes(selector("addressOf(address,bytes32)"))
-    data += encode(["address", "bytes32"], [owner.address, bytes(32)])
-    word: str = net.rpc("eth_call", {"to": factory, "data": "0x" + data.hex()}, "latest")
-    address = "0x" + word[-40:]
-    net.mint(address, units)
-    return Wallets(net, factory, owner, address)

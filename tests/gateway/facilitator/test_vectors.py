@@ -14,7 +14,8 @@ import pytest
 from anvil.devnet import Devnet
 from tests.chain.test_x402_vectors import INVALID, META, VECTORS
 from tests.fixtures_chain import payment
-from tests.gateway.facilitator.parts import asking, opened, requirements, wallets
+from tests.fixtures_wallets import wallets
+from tests.gateway.facilitator.parts import SELLER, asking, opened, requirements
 
 PAYEE = META["payTo"].lower()
 KEYS = [v for v in VECTORS["valid"] if "ERC-" not in v["name"]]
@@ -22,6 +23,7 @@ KEYS += [v for v in VECTORS["python_generated"] if "echo" not in v["name"]]
 TIMED = "validBefore within 6s buffer"  # made again, because its time has passed
 
 REASONS = INVALID | {
+    "6492 factory not allowlisted": "invalid_exact_evm_payload_signature",
     "accepted.network mismatch": "invalid_network",
     "accepted.scheme mismatch": "invalid_scheme",
     "requirements lack EIP-712 domain": "invalid_payment_requirements",
@@ -92,7 +94,7 @@ async def test_a_deployed_contract_wallet_pays(chain_net: Devnet, sqlite_url: st
     made = wallets(chain_net)
     made.deploy()
     async with opened(chain_net, sqlite_url) as ours:
-        asked = asking(made.plain())
+        asked = asking(made.pay(SELLER))
         assert (await ours.ask("verify", asked))["isValid"] is True
         told = await ours.ask("settle", asked)
         assert told["success"] is True, told
@@ -104,7 +106,7 @@ async def test_a_wallet_of_a_listed_factory_pays_once_it_is_deployed(
 ) -> None:
     """Good as soon as it is signed; the gas account never makes the payer's call."""
     made = wallets(chain_net)
-    asked = asking(made.payment())
+    asked = asking(made.wrap(made.pay(SELLER)))
     async with opened(chain_net, sqlite_url, erc6492_factories=[made.factory]) as ours:
         sent = ours.sent()
         assert (await ours.ask("verify", asked))["isValid"] is True
@@ -125,7 +127,7 @@ async def test_a_wallet_of_another_factory_is_refused(chain_net: Devnet, sqlite_
     for listed in ([], ["0x" + "fa" * 20]):
         async with opened(chain_net, sqlite_url, erc6492_factories=listed) as ours:
             for what in ("verify", "settle"):
-                told = await ours.ask(what, asking(made.payment()))
+                told = await ours.ask(what, asking(made.wrap(made.pay(SELLER))))
                 reason = told.get("invalidReason") or told["errorReason"]
                 assert reason == "invalid_exact_evm_payload_signature"
             assert await ours.rows() == []
