@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ from starlette.routing import Route
 
 from gateway import ledger
 from gateway.fields import values
-from gateway.ledger import read, statement
+from gateway.ledger import pages, read, statement
 from gateway.money import format_usd
 from gateway.node import Node
 from gateway.own import (
@@ -124,16 +123,15 @@ async def transactions(request: Request) -> Response:
     wanted = statement.Wanted(
         one_of(request, "type", statement.TYPES), time_of(request, "from"), time_of(request, "to")
     )
-    lines: Sequence[statement.Line] = ()
-    following: int | None = None
+    page: pages.Page[statement.Line] = pages.Page((), None)
     if account_id is not None:
         async with node.db.read() as tx:
-            lines, following = await statement.page(tx, account_id, limit, cursor or None, wanted)
+            page = await statement.page(tx, account_id, limit, cursor or None, wanted)
     wallet = caller.wallet[0] if caller.wallet is not None else ""
-    rows = [_told(node, line, wallet) for line in lines]
+    rows = [_told(node, line, wallet) for line in page.rows]
     if form == "csv":
-        return table_of(request, COLUMNS, rows, following)
-    return answer(200, {"transactions": rows, "next_cursor": following})
+        return table_of(request, COLUMNS, rows, page.next_cursor)
+    return answer(200, {"transactions": rows, "next_cursor": page.next_cursor})
 
 
 def _told(node: Node, line: statement.Line, wallet: str) -> dict[str, Any]:

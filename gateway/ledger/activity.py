@@ -3,27 +3,24 @@
 A run is found by an index that only holds of a run stand in, so a call without one pays nothing
 for it (docs/decisions/0006). All calls are found by the account's statement, which costs nothing
 to keep: closed calls in the order in which they ended, and before them those that still run.
-What is asked for beyond that (a route, a state, a time) is looked for along the same way, a bounded
-stretch of it for each page: a filter costs its asker pages, and nobody an index.
+What is asked for beyond that (a route, a state, a time) is looked for along the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from gateway.db import Tx
+from gateway.ledger import pages
 from gateway.ledger.read import Charge
 from gateway.ledger.rows import HOLD, TRANSFER, columns, hold_row, transfer_row
 from gateway.ledger.steps import HoldRow, TransferRow
 from gateway.ledger.store import OPEN_HOLDS
 
 _END: Final = 2**62
-_STRETCH: Final = 500  # lines read at once while a filter looks for its rows
 _RUNNING: Final = 1_000  # calls that still run, at most, shown
-_SKEW_MS: Final = 60_000  # by which clocks of nodes may differ
-_STRETCHES: Final = 20  # at most for one page, which may then be a short one with a cursor
 STATES: Final = ("pending", "charged", "not_charged", "refunded")
 
 
@@ -60,22 +57,6 @@ class Call:
 
     hold: HoldRow
     charge: Charge
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some calls, and the cursor behind which the next page begins; None: there is none."""
-
-    calls: tuple[Call, ...]
-    next_cursor: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Stretch:
-    """Some calls in order, and where the next stretch begins; None: the way ends here."""
-
-    calls: tuple[Call, ...]
-    next: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,22 +109,22 @@ async def run_sum(tx: Tx, account_id: int, run: str) -> RunSum | None:
 
 async def calls_of_run(  # noqa: PLR0917  (as calls)
     tx: Tx, account_id: int, run: str, limit: int, cursor: int | None = None, wanted: Wanted = ALL
-) -> Page:
+) -> pages.Page[Call]:
     """Calls of a run, newest first. A new call never moves those behind a cursor."""
 
-    async def stretch(before: int, most: int) -> _Stretch:
+    async def stretch(before: int, most: int) -> pages.Stretch[Call]:
         rows = await tx.fetch(CALLS_OF_RUN, account_id, run, before, most)
         holds = [hold_row(row) for row in rows]
         closes = {row.id: row for row in await _closes(tx, holds)} if holds else {}
         found = await _with_refunds(tx, holds, closes)
-        return _Stretch(found, holds[-1].id if len(holds) == most else None)
+        return pages.Stretch(found, holds[-1].id if len(holds) == most else None)
 
-    return await _look(stretch, _END if cursor is None else cursor, limit, wanted)
+    return await pages.look(stretch, _END if cursor is None else cursor, limit, _only(wanted), _id)
 
 
 async def calls(
     tx: Tx, account_id: int, limit: int, cursor: int | None = None, wanted: Wanted = ALL
-) -> Page:
+) -> pages.Page[Call]:
     """All calls: those that still run (on the first page, beyond its limit), then the others as
     they ended.
 
@@ -161,10 +142,10 @@ async def calls(
     else:
         head = await _line_before(tx, account_id, cursor)
 
-    async def stretch(head: int, most: int) -> _Stretch:
+    async def stretch(head: int, most: int) -> pages.Stretch[Call]:
         lines = [transfer_row(row) for row in await tx.fetch(_CLOSED_CALLS, head, account_id, most)]
         if not lines:
-            return _Stretch((), None)
+            return pages.Stretch((), None)
         rows = await tx.fetch_any(
             f"SELECT {columns(HOLD)} FROM hold WHERE id {{any}}",  # noqa: S608
             [line.id for line in lines],
@@ -173,12 +154,21 @@ async def calls(
         closes = {line.id: line for line in lines}
         found = await _with_refunds(tx, [holds[line.id] for line in lines], closes)
         # Nothing that ended before the time began in it.
-        early = wanted.from_ms is not None and lines[-1].at_ms < wanted.from_ms - _SKEW_MS
+        early = wanted.from_ms is not None and lines[-1].at_ms < wanted.from_ms - pages.SKEW_MS
         more = len(lines) == most and not early and lines[-1].prev_id != 0
-        return _Stretch(found, lines[-1].prev_id if more else None)
+        return pages.Stretch(found, lines[-1].prev_id if more else None)
 
-    page = await _look(stretch, head or 0, limit, wanted)
-    return Page((*(call for call in running if call in wanted), *page.calls), page.next_cursor)
+    page = await pages.look(stretch, head or 0, limit, _only(wanted), _id)
+    now = (call for call in running if call in wanted)
+    return pages.Page((*now, *page.rows), page.next_cursor)
+
+
+def _only(wanted: Wanted) -> Callable[[Call], bool] | None:
+    return None if wanted == ALL else wanted.__contains__
+
+
+def _id(call: Call) -> int:
+    return call.hold.id
 
 
 async def _line_before(tx: Tx, account_id: int, line: int) -> int | None:
@@ -186,32 +176,6 @@ async def _line_before(tx: Tx, account_id: int, line: int) -> int | None:
         "SELECT prev_id FROM transfer WHERE id = $1 AND account_id = $2", line, account_id
     )
     return found
-
-
-async def _look(
-    stretch: Callable[[int, int], Awaitable[_Stretch]], start: int, limit: int, wanted: Wanted
-) -> Page:
-    """One page of what is wanted, along stretches of the way. The cursor is the last call looked
-    at, so that the next page goes on behind it whether or not it was wanted."""
-    if wanted == ALL:
-        seen = await stretch(start, limit)
-        return Page(seen.calls, seen.calls[-1].hold.id if seen.next is not None else None)
-    found: list[Call] = []
-    at: int | None = start
-    last: int | None = None
-    for _ in range(_STRETCHES):
-        if at is None:
-            return Page(tuple(found), None)
-        seen = await stretch(at, _STRETCH)
-        for call in seen.calls:
-            last = call.hold.id
-            if call in wanted:
-                found.append(call)
-                if len(found) == limit:
-                    more = call is not seen.calls[-1] or seen.next is not None
-                    return Page(tuple(found), last if more else None)
-        at = seen.next
-    return Page(tuple(found), None if at is None else last)
 
 
 async def _closes(tx: Tx, holds: Sequence[HoldRow]) -> list[TransferRow]:

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.db import Tx
-from gateway.ledger import read
+from gateway.ledger import pages, read
 from gateway.ledger.rows import HOLD, columns, hold_row
 from gateway.ledger.steps import HoldRow, TransferRow
 
-_STRETCH: Final = 500  # lines read at once while a filter looks for its rows
-_STRETCHES: Final = 20  # at most for one page, which may then be a short one with a cursor
-_SKEW_MS: Final = 60_000  # by which clocks of nodes may differ
 _BY_SOURCE: Final = {"grant": "bonus", "plan": "subscription_credit", "topup": "auto_top_up"}
 _BY_KIND: Final = {"capture": "usage", "void": "usage"}
 TYPES: Final = (
@@ -56,22 +53,19 @@ ALL: Final = Wanted()
 
 async def page(
     tx: Tx, account_id: int, limit: int, cursor: int | None = None, wanted: Wanted = ALL
-) -> tuple[Sequence[Line], int | None]:
-    """Lines, newest first, and the cursor behind which the next page begins (None: none does)."""
-    found: list[Line] = []
-    stretch = limit if wanted == ALL else _STRETCH
-    for _ in range(_STRETCHES):
-        rows = await read.statement(tx, account_id, stretch, cursor)
-        for line in await _told(tx, rows):
-            cursor = line.transfer.id
-            if line in wanted:
-                found.append(line)
-            if len(found) == limit:
-                return found, cursor if line.transfer.prev_id else None
-        early = wanted.from_ms is not None and rows and rows[-1].at_ms < wanted.from_ms - _SKEW_MS
-        if early or len(rows) < stretch:
-            return found, None
-    return found, cursor
+) -> pages.Page[Line]:
+    """Lines, newest first. ``cursor``: the line behind which the page begins."""
+
+    async def stretch(behind: int, most: int) -> pages.Stretch[Line]:
+        rows = await read.statement(tx, account_id, most, behind or None)
+        # Lines stand nearly in the order of their times.
+        since_ms = 0 if wanted.from_ms is None else wanted.from_ms - pages.SKEW_MS
+        early = rows and rows[-1].at_ms < since_ms
+        more = len(rows) == most and not early and rows[-1].prev_id != 0
+        return pages.Stretch(await _told(tx, rows), rows[-1].id if more else None)
+
+    only = None if wanted == ALL else wanted.__contains__
+    return await pages.look(stretch, cursor or 0, limit, only, lambda line: line.transfer.id)
 
 
 async def _told(tx: Tx, rows: Sequence[TransferRow]) -> list[Line]:

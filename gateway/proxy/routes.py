@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.errors import NextAction, Problem
-from gateway.ledger import activity, breakdowns, read
+from gateway.ledger import activity, breakdowns, pages, read
 from gateway.node import Node
 from gateway.own import (
     amount,
@@ -114,14 +114,14 @@ async def requests(request: Request) -> Response:
         from_ms=time_of(request, "from"),
         to_ms=time_of(request, "to"),
     )
-    page = activity.Page((), None)
+    page: pages.Page[activity.Call] = pages.Page((), None)
     if account_id is not None:
         async with node.db.read() as tx:
             if run is None:
                 page = await activity.calls(tx, account_id, limit, cursor, wanted)
             else:
                 page = await activity.calls_of_run(tx, account_id, run, limit, cursor, wanted)
-    rows = [receipt_of_call(node, call.hold, call.charge) for call in page.calls]
+    rows = [receipt_of_call(node, call.hold, call.charge) for call in page.rows]
     if form == "csv":
         return table_of(request, COLUMNS, rows, page.next_cursor)
     return answer(200, {"requests": rows, "next_cursor": page.next_cursor})

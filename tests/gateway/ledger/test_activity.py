@@ -7,17 +7,18 @@ from dataclasses import replace
 import pytest
 
 from gateway.db import Database
-from gateway.ledger import Close, HoldRow, Refund, Refunded, activity
+from gateway.ledger import Close, HoldRow, Refund, Refunded, pages
 from gateway.ledger.activity import (
     CALLS_OF_RUN,
     RUN_SUM,
-    Page,
+    Call,
     RunSum,
     Wanted,
     calls,
     calls_of_run,
     run_sum,
 )
+from gateway.ledger.pages import Page
 from tests.gateway.ledger import helpers
 from tests.gateway.ledger.helpers import CALL, T0, capture, hold, mint, minted, one, void
 
@@ -42,7 +43,9 @@ async def total(db: Database, account: int, run: str) -> RunSum | None:
         return await run_sum(tx, account, run)
 
 
-async def page(db: Database, account: int, run: str | None, limit: int, cursor: int | None) -> Page:
+async def page(
+    db: Database, account: int, run: str | None, limit: int, cursor: int | None
+) -> Page[Call]:
     async with db.read() as tx:
         if run is None:
             return await calls(tx, account, limit, cursor)
@@ -55,7 +58,7 @@ async def ids(db: Database, account: int, run: str | None, limit: int) -> list[s
     cursor: int | None = None
     for _ in range(100):
         got = await page(db, account, run, limit, cursor)
-        found += [call.hold.request_id for call in got.calls]
+        found += [call.hold.request_id for call in got.rows]
         cursor = got.next_cursor
         if cursor is None:
             return found
@@ -89,9 +92,7 @@ async def test_a_run_is_summed_in_one_query(db: Database) -> None:
     )
     assert await total(db, account, "nothing") is None
     (first, *_) = [
-        call
-        for call in (await page(db, account, "r", 10, None)).calls
-        if call.charge.refunded_units
+        call for call in (await page(db, account, "r", 10, None)).rows if call.charge.refunded_units
     ]
     assert (first.hold.id, first.charge.refunded_units) == (one_row.id, UNITS // 2)
 
@@ -100,12 +101,12 @@ async def test_pages_of_a_run_stay_while_calls_are_made(db: Database) -> None:
     account = await rich(db)
     rows = [await called(db, account, f"r{n}", "r") for n in range(7)]
     first = await page(db, account, "r", 3, None)
-    assert [call.hold.request_id for call in first.calls] == ["r6", "r5", "r4"]
+    assert [call.hold.request_id for call in first.rows] == ["r6", "r5", "r4"]
     await called(db, account, "new", "r")
     await one(db, Close(rows[3], UNITS))  # to end changes no place
     second = await page(db, account, "r", 3, first.next_cursor)
-    assert [call.hold.request_id for call in second.calls] == ["r3", "r2", "r1"]
-    assert [call.charge.close is not None for call in second.calls] == [True, False, False]
+    assert [call.hold.request_id for call in second.rows] == ["r3", "r2", "r1"]
+    assert [call.charge.close is not None for call in second.rows] == [True, False, False]
     assert await ids(db, account, "r", 2) == ["new", *(f"r{n}" for n in reversed(range(7)))]
 
 
@@ -119,14 +120,14 @@ async def test_all_calls_by_the_statement(db: Database) -> None:
     await one(db, void(rows[2]))
     assert await ids(db, account, None, 10) == ["r3", "r2", "r5", "r4", "r0", "r1"]
     first = await page(db, account, None, 2, None)
-    assert [call.hold.request_id for call in first.calls] == ["r3", "r2", "r5"]
+    assert [call.hold.request_id for call in first.rows] == ["r3", "r2", "r5"]
     await one(db, capture(rows[3], UNITS))
     await one(db, capture(await called(db, account, "new", None), UNITS))
     second = await page(db, account, None, 2, first.next_cursor)
-    assert [call.hold.request_id for call in second.calls] == ["r4", "r0"]
+    assert [call.hold.request_id for call in second.rows] == ["r4", "r0"]
     assert await ids(db, account, None, 1) == ["new", "r3", "r2", "r5", "r4", "r0", "r1"]
     stranger = await rich(db, 2)
-    assert (await page(db, stranger, None, 5, first.next_cursor)).calls == ()
+    assert (await page(db, stranger, None, 5, first.next_cursor)).rows == ()
     assert await ids(db, stranger, None, 5) == []
 
 
@@ -135,8 +136,8 @@ async def test_a_filter_gives_what_every_row_would_say(
     db: Database, run: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when the wanted ones lie further apart than is looked at for one page."""
-    monkeypatch.setattr(activity, "_STRETCH", 2)
-    monkeypatch.setattr(activity, "_STRETCHES", 3)
+    monkeypatch.setattr(pages, "STRETCH", 2)
+    monkeypatch.setattr(pages, "STRETCHES", 3)
     account = await rich(db)
     rows = []
     for n in range(24):
@@ -157,14 +158,14 @@ async def test_a_filter_gives_what_every_row_would_say(
                     got = await calls(tx, account, limit, cursor, wanted)
                 else:
                     got = await calls_of_run(tx, account, run, limit, cursor, wanted)
-            found += [call.hold.request_id for call in got.calls]
+            found += [call.hold.request_id for call in got.rows]
             cursor = got.next_cursor
             if cursor is None:
                 return found
         raise AssertionError("the pages never end")
 
     async with db.read() as tx:
-        every = (await calls(tx, account, 100)).calls
+        every = (await calls(tx, account, 100)).rows
     asked = [
         Wanted(route="GET /3"),
         Wanted(route="GET /4", state="charged"),

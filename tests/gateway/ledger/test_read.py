@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.db import Database
-from gateway.ledger import Expire, Refund, Refunded, prices, read, statement
+from gateway.ledger import Expire, Refund, Refunded, pages, prices, read, statement
 from tests.gateway.ledger.helpers import (
     T0,
     Clock,
@@ -127,8 +127,8 @@ async def test_the_lots_of_a_call_are_those_whose_calls_it_is(db: Database) -> N
 
 
 async def test_a_statement_by_type_and_time(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statement, "_STRETCH", 2)
-    monkeypatch.setattr(statement, "_STRETCHES", 2)
+    monkeypatch.setattr(pages, "STRETCH", 2)
+    monkeypatch.setattr(pages, "STRETCHES", 2)
     account = await open_account(db)
     await minted(db, replace(mint(account, 100, "bought"), source="x402"))
     await minted(db, mint(account, 100, "given"))
@@ -143,8 +143,9 @@ async def test_a_statement_by_type_and_time(db: Database, monkeypatch: pytest.Mo
         cursor: int | None = None
         for _ in range(30):
             async with db.read() as tx:
-                got, cursor = await statement.page(tx, account, limit, cursor, wanted)
-            found += got
+                got = await statement.page(tx, account, limit, cursor, wanted)
+            found += got.rows
+            cursor = got.next_cursor
             if cursor is None:
                 return [
                     (
