@@ -42,10 +42,10 @@ from gateway.proxy import routes as request_routes
 from gateway.proxy.asking import Request as PricedRequest
 from gateway.proxy.client import UpstreamClient
 from gateway.proxy.pace import Pace
+from gateway.proxy.price_changes import open_routes
 from gateway.proxy.routes_table import McpMount, MethodNotAllowed, is_reserved
 from gateway.proxy.routes_table import Route as PricedRoute
 from gateway.proxy.target import Target, from_scope
-from gateway.proxy.tariff import open_routes
 from gateway.reload import behind
 from gateway.settings import Server, Settings
 from gateway.web import routes as web_routes

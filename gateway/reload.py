@@ -20,7 +20,7 @@ from gateway.external import catalog
 from gateway.node import Behind, Node
 from gateway.observe import log
 from gateway.proxy.client import parse_origin
-from gateway.proxy.tariff import open_routes
+from gateway.proxy.price_changes import open_routes
 from gateway.settings import Settings, Upstream
 
 SIGNAL: Final = signal.SIGHUP

@@ -26,7 +26,7 @@ from gateway.middleware import Outgoing, read_body
 from gateway.node import Node, unavailable
 from gateway.payments.rails import content_hash
 from gateway.pricing.quote import Quote
-from gateway.proxy import forward, paid, quoting, replies, runs
+from gateway.proxy import cost, forward, paid, replies, runs
 from gateway.proxy.asking import Request, challenge_of, refusal_of
 from gateway.proxy.body import CONTENT_DIGEST, Body
 from gateway.proxy.identity import (
@@ -81,21 +81,21 @@ class Asked:
         self.text = text
         self.caller = caller
         self.target = action.target(parameters)
-        self.request = request._replace(bound=quoting.bound(request.route, text))
+        self.request = request._replace(bound=cost.bound(request.route, text))
         self.price = self.shown if caller.proves_nothing else self._held()
 
     @property
     def shown(self) -> Quote:
         """What is offered: the price now."""
-        return self._quote(quoting.shown(self.request.now_s))
+        return self._quote(cost.shown(self.request.now_s))
 
     def _held(self) -> Quote:
         """A signed call may have been made by an older list."""
-        return self._quote(quoting.held(self.node.settings, self.request.now_s))
+        return self._quote(cost.held(self.node.settings, self.request.now_s))
 
-    def _quote(self, when: quoting.When) -> Quote:
+    def _quote(self, when: cost.When) -> Quote:
         route, method = self.request.route, self.action.method
-        return quoting.quote_of(route, method, self.target, [_UP[0]], self.text, when)
+        return cost.quote_of(route, method, self.target, [_UP[0]], self.text, when)
 
     @property
     def content(self) -> bytes:
@@ -228,7 +228,7 @@ async def _taken(asked: Asked) -> forward.Ticket | replies.Reply:
     node, caller = asked.node, asked.caller
     if caller.proves_nothing:
         raise challenge_of(node, asked.request, asked.shown)
-    quoting.within_ceiling(caller, asked.price)
+    cost.within_ceiling(caller, asked.price)
     run = runs.run_of(asked.request.headers)
     take = partial(
         paid.take_hold, node, asked.request, price=asked.price, content=asked.content, run=run

@@ -31,7 +31,7 @@ class Request(NamedTuple):
     client: Client
     pace: Pace | None  # on routes with a rate limit
     tag: bytes | None = siwx.UNREAD  # what a challenge can say of its body (siwx.py)
-    bound: bytes = b""  # what an offer says of its body (quoting.py)
+    bound: bytes = b""  # what an offer says of its body (cost.py)
     shows_credential: bool = True  # whether its answer has a place for one
 
 

@@ -32,10 +32,11 @@ from gateway.payments.rails import content_hash
 from gateway.payments.wire import decode_object
 from gateway.pricing.quote import Quote
 from gateway.proxy import body as bodies
-from gateway.proxy import events, forward, free, mcp_free, paid, quoting, replies, runs
+from gateway.proxy import cost, events, forward, free, mcp_free, paid, replies, runs
 from gateway.proxy import mcp_answers as answers
 from gateway.proxy import mcp_messages as messages
 from gateway.proxy.asking import Request, challenge_of, refusal_of
+from gateway.proxy.cost import bound, quote_of, within_ceiling
 from gateway.proxy.identity import (
     Caller,
     Headers,
@@ -46,7 +47,6 @@ from gateway.proxy.identity import (
 )
 from gateway.proxy.mcp_call import ToolCall
 from gateway.proxy.mcp_messages import Message
-from gateway.proxy.quoting import bound, quote_of, within_ceiling
 from gateway.proxy.routes_table import McpMount, Route
 from gateway.proxy.target import Target
 from wallet_auth import AuthError, check_body
@@ -167,7 +167,7 @@ def _payable(call: _Asked, problem: Problem) -> Problem:
     """A payment that is no good is answered with offers, in the extension's words too."""
     message = call.message
     if message.extension and message.payment is not None and problem.code in _ANOTHER_WILL_DO:
-        price = _quote(call, quoting.shown(call.request.now_s))
+        price = _quote(call, cost.shown(call.request.now_s))
         return challenge_of(call.node, call.request, price, refusal=problem)
     return problem
 
@@ -175,11 +175,11 @@ def _payable(call: _Asked, problem: Problem) -> Problem:
 async def _taken(call: _Asked) -> forward.Ticket | replies.Reply:
     """From the message to the hold, or to the answer of a call that is known already."""
     node, request = call.node, call.request
-    shown = _quote(call, quoting.shown(request.now_s))
+    shown = _quote(call, cost.shown(request.now_s))
     caller = await _caller(call, shown)
     if caller.proves_nothing:
         raise challenge_of(node, request, shown)
-    price = _quote(call, quoting.held(node.settings, request.now_s))
+    price = _quote(call, cost.held(node.settings, request.now_s))
     within_ceiling(caller, price)
     run = runs.run_of(call.incoming)
     target = request.target.raw
@@ -216,7 +216,7 @@ async def _caller(call: _Asked, price: Quote) -> Caller:
     return caller
 
 
-def _quote(call: _Asked, when: quoting.When) -> Quote:
+def _quote(call: _Asked, when: cost.When) -> Quote:
     """By the tool's arguments, which are its body."""
     message = call.message
     return quote_of(call.request.route, "POST", call.target, [_JSON], message.arguments, when)

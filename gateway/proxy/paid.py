@@ -30,7 +30,7 @@ from gateway.payments.rails import content_hash
 from gateway.payments.wire import Presented
 from gateway.pricing.quote import PriceRequest, Quote, quote
 from gateway.proxy import body as bodies
-from gateway.proxy import forward, quotes, quoting, replies, runs, siwx
+from gateway.proxy import cost, forward, quotes, replies, runs, siwx
 from gateway.proxy.again import run_again
 from gateway.proxy.asking import Request, answer_unpaid, asked_of, challenge_of, refusal_of
 from gateway.proxy.identity import Caller, auth_problem, guard_of, identify
@@ -110,9 +110,9 @@ def _price_request(
     node: Node, request: Request, body: bytes | None, *, held: bool = False
 ) -> PriceRequest:
     now_s = request.now_s
-    when = quoting.held(node.settings, now_s) if held else quoting.shown(now_s)
+    when = cost.held(node.settings, now_s) if held else cost.shown(now_s)
     route, method, target = request.route, request.method, request.target
-    return quoting.asked_of(route, method, target, request.headers, body, when)
+    return cost.asked_of(route, method, target, request.headers, body, when)
 
 
 def _priced(
@@ -122,7 +122,7 @@ def _priced(
     route, tag = request.route, siwx.tag_of(body)
     if route.fixed is not None:
         return request._replace(tag=tag), route.fixed
-    bound = quoting.bound(route, body.data or b"")
+    bound = cost.bound(route, body.data or b"")
     return request._replace(tag=tag, bound=bound), _quote(node, request, body.data, held=held)
 
 
@@ -135,7 +135,7 @@ async def _body(
     signer = None if caller is None else caller.signer
     limit, memory = server.max_body_bytes, server.body_memory_bytes
     if request.route.needs_body:
-        limit, memory = min(limit, quoting.MOST_BYTES), quoting.MOST_BYTES
+        limit, memory = min(limit, cost.MOST_BYTES), cost.MOST_BYTES
     return await bodies.read(
         receive,
         request.headers,
@@ -163,7 +163,7 @@ async def _taken(
         asked = _price_request(node, request, body.data, held=True)
         use = quotes.Use(request.target.raw, body.content, _made_at_s(request, caller))
         price = await quotes.apply(node, quote_texts, use, asked, price)
-    quoting.within_ceiling(caller, price)
+    cost.within_ceiling(caller, price)
     run = runs.run_of(request.headers)
     content = _content(request, body)
     try:

@@ -27,8 +27,8 @@ from gateway.own import amount, answer, body_of, node_of, object_of
 from gateway.payments.offers import Keys
 from gateway.pricing import scheduled, several
 from gateway.pricing.quote import Line, PriceRequest, PriceRule, Quote, quote
-from gateway.proxy import tariff
-from gateway.proxy.quoting import When, asked_of
+from gateway.proxy import price_changes
+from gateway.proxy.cost import When, asked_of
 from gateway.proxy.routes_table import Route as PricedRoute
 from gateway.proxy.target import Target, parse
 from wallet_auth.mac import sized
@@ -127,7 +127,7 @@ async def _locked(node: Node, price: Quote, opened: Opened, asked: PriceRequest)
     """``price``, or what the quote's own version comes to if that is less, and at most the
     quote."""
     if opened.version != price.price_version:
-        rule = await tariff.rule_of(node.db, opened.version)
+        rule = await price_changes.rule_of(node.db, opened.version)
         if rule is None:
             raise Problem("quote_expired", "The price of this quote is not known any more.")
         price = several.lowest([price, quote(rule, asked)])

@@ -14,7 +14,7 @@ from gateway.errors import Problem
 from gateway.fields import Fields, values
 from gateway.money import format_usd, parse_usd
 from gateway.pricing.quote import PriceRequest, Quote, quote
-from gateway.proxy import tariff
+from gateway.proxy import price_changes
 from gateway.proxy.identity import Caller, Headers
 from gateway.proxy.routes_table import Route
 from gateway.proxy.target import Target
@@ -38,7 +38,7 @@ def shown(now_s: int) -> When:
 
 def held(settings: Settings, now_s: int) -> When:
     """For the price that is held: the lowest that the caller may have read when it signed."""
-    return When(now_s, now_s - tariff.grace_s(settings))
+    return When(now_s, now_s - price_changes.grace_s(settings))
 
 
 def quote_of(  # noqa: PLR0917  (the parts of a request)
