@@ -135,10 +135,19 @@ class Rpc:
         return list(zip(chosen, results, strict=True))
 
     async def eth_call(
-        self, to: str, data: bytes, block: str = "latest", *, gas: int | None = None
+        self,
+        to: str,
+        data: bytes,
+        block: str = "latest",
+        *,
+        gas: int | None = None,
+        sender: str | None = None,
     ) -> bytes:
-        """What a call returns at ``block``. ``gas`` caps it, for code we do not trust."""
+        """What a call returns at ``block``. ``gas`` caps it, for code we do not trust. ``sender``:
+        who makes it, where that matters."""
         tx: dict[str, str] = {"to": to, "data": "0x" + data.hex()}
+        if sender is not None:
+            tx["from"] = sender
         if gas is not None:
             tx["gas"] = hex(gas)
         return self.data(await self.call("eth_call", [tx, block]))

@@ -12,7 +12,7 @@ from anvil import permit2 as planted
 from anvil.devnet import Account, Devnet
 from chain.eth import selector, uint_word
 from chain.networks import Network
-from chain.schemes import permit2
+from chain.schemes import permit2, upto
 from tests.fixtures_chain import NETWORK, USDC
 from wallet_auth.keys import address_word
 
@@ -21,10 +21,14 @@ SELLER = "0x" + "5e" * 20
 
 
 def plant(net: Devnet) -> None:
-    """The real Permit2 and the stand-in for x402's proxy, at their addresses."""
+    """The real Permit2 and the stand-ins for x402's proxies, at their addresses."""
     net.rpc("anvil_setCode", planted.ADDRESS, "0x" + planted.CODE.hex())
-    runtime = json.loads(_COMPILED.read_text())["ExactPermit2Proxy"]["runtime"]
-    net.rpc("anvil_setCode", permit2.EXACT_PROXY, runtime)
+    compiled = json.loads(_COMPILED.read_text())
+    for name, address in (
+        ("ExactPermit2Proxy", permit2.EXACT_PROXY),
+        ("UptoPermit2Proxy", upto.PROXY),
+    ):
+        net.rpc("anvil_setCode", address, compiled[name]["runtime"])
 
 
 def send_as(net: Devnet, sender: str, to: str, data: bytes) -> str:
@@ -50,10 +54,10 @@ def settle_by_stranger(net: Devnet, payload: dict[str, Any]) -> str:
 
 def take_back(net: Devnet, payload: dict[str, Any]) -> None:
     """The payer invalidates the nonce at Permit2."""
-    auth = permit2.parse(payload)
-    place, bit = divmod(int(auth.nonce, 16), 256)
-    data = selector("invalidateUnorderedNonces(uint256,uint256)")
-    send_as(net, auth.from_, permit2.PERMIT2, data + uint_word(place) + uint_word(1 << bit))
+    given = payload["permit2Authorization"]
+    place, bit = divmod(int(given["nonce"]), 256)
+    data = selector("invalidateUnorderedNonces(uint256,uint256)") + uint_word(place)
+    send_as(net, given["from"].lower(), permit2.PERMIT2, data + uint_word(1 << bit))
 
 
 def signed(payer: Account, network: Network = NETWORK, **change: Any) -> dict[str, Any]:
@@ -70,7 +74,8 @@ def signed(payer: Account, network: Network = NETWORK, **change: Any) -> dict[st
         "validAfter": 0,
     } | change
     permitted = {"token": value["token"], "amount": value["amount"]}
-    witness = {"to": value["to"], "validAfter": value["validAfter"]}
+    who = [name for name in ("to", "facilitator") if name in value]
+    witness = {name: value[name] for name in (*who, "validAfter")}
     head = {"spender": value["spender"], "nonce": value["nonce"], "deadline": value["deadline"]}
 
     def fields(*pairs: tuple[str, str]) -> list[dict[str, str]]:
@@ -89,7 +94,7 @@ def signed(payer: Account, network: Network = NETWORK, **change: Any) -> dict[st
                 ("witness", "Witness"),
             ),
             "TokenPermissions": fields(("token", "address"), ("amount", "uint256")),
-            "Witness": fields(("to", "address"), ("validAfter", "uint256")),
+            "Witness": fields(*((name, "address") for name in who), ("validAfter", "uint256")),
         },
         "primaryType": "PermitWitnessTransferFrom",
         "domain": {
@@ -108,6 +113,13 @@ def signed(payer: Account, network: Network = NETWORK, **change: Any) -> dict[st
             "spender": value["spender"],
             "nonce": str(value["nonce"]),
             "deadline": str(value["deadline"]),
-            "witness": {"to": value["to"], "validAfter": str(value["validAfter"])},
+            "witness": {**witness, "validAfter": str(value["validAfter"])},
         },
     }
+
+
+def signed_upto(
+    payer: Account, facilitator: str, network: Network = NETWORK, **change: Any
+) -> dict[str, Any]:
+    """The same for the scheme ``upto``: ``facilitator`` may move at most ``amount``."""
+    return signed(payer, network, **({"spender": upto.PROXY, "facilitator": facilitator} | change))

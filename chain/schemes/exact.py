@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from chain.networks import Asset, Network
 from chain.rpc import Rpc
-from chain.schemes import eip3009, permit2
+from chain.schemes import eip3009, permit2, upto
 from wallet_auth.keys import recover
 
 Authorization = eip3009.Authorization | permit2.Authorization
+Permission = Authorization | upto.Authorization
+"""Of any scheme: what is told of it below holds for ``upto`` as for ``exact`` by Permit2."""
 
 
 def parse(payload: object) -> Authorization:
@@ -23,13 +25,13 @@ def parse(payload: object) -> Authorization:
     return eip3009.parse(payload)
 
 
-def method_of(auth: Authorization) -> str:
+def method_of(auth: Permission) -> str:
     """The row of ``gateway/payments/methods.py`` that knows how its transfer is told, and x402's
     ``assetTransferMethod``."""
     return "eip3009" if isinstance(auth, eip3009.Authorization) else "permit2"
 
 
-def burned_at(asset: str, auth: Authorization) -> str:
+def burned_at(asset: str, auth: Permission) -> str:
     """The contract at which ``(from_, nonce)`` can be used once."""
     return asset if isinstance(auth, eip3009.Authorization) else permit2.PERMIT2
 
@@ -49,7 +51,7 @@ def check(auth: Authorization, *, asset: Asset, pay_to: str, amount_units: int, 
         permit2.check(auth, asset=asset, pay_to=pay_to, amount_units=amount_units, now_s=now_s)
 
 
-def refused_from_s(auth: Authorization) -> int:
+def refused_from_s(auth: Permission) -> int:
     """The first block time at which its contract refuses it for good: EIP-3009 wants a time before
     ``validBefore``, Permit2 takes its deadline still."""
     after = 0 if isinstance(auth, eip3009.Authorization) else 1

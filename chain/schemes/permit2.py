@@ -33,11 +33,11 @@ EXACT_PROXY: Final = "0x402085c248eea27d92e8b30b2c58ed07f9e20001"
 _DOMAIN_TYPE: Final = keccak256(
     b"EIP712Domain(string name,uint256 chainId,address verifyingContract)"
 )
-_TOKEN: Final = b"TokenPermissions(address token,uint256 amount)"
+TOKEN_TYPE: Final = b"TokenPermissions(address token,uint256 amount)"
 _WITNESS: Final = b"Witness(address to,uint256 validAfter)"
 _TRANSFER_TYPE: Final = keccak256(
     b"PermitWitnessTransferFrom(TokenPermissions permitted,address spender,uint256 nonce,"
-    b"uint256 deadline,Witness witness)" + _TOKEN + _WITNESS
+    b"uint256 deadline,Witness witness)" + TOKEN_TYPE + _WITNESS
 )
 _SETTLE: Final = selector(
     "settle(((address,uint256),uint256,uint256),address,(address,uint256),bytes)"
@@ -73,11 +73,36 @@ class Authorization:
 
 def parse(payload: object) -> Authorization:
     """``{"signature", "permit2Authorization"}``; else ``Rejected("invalid_payload")``."""
+    form = form_of(payload, {"to", "validAfter"})
+    return Authorization(
+        from_=address(form.given, "from"),
+        to=address(form.witness, "to"),
+        token=address(form.permitted, "token"),
+        spender=address(form.given, "spender"),
+        value_units=number(form.permitted, "amount"),
+        valid_after_s=number(form.witness, "validAfter"),
+        valid_before_s=number(form.given, "deadline"),
+        nonce=f"0x{number(form.given, 'nonce'):064x}",
+        signature=form.signature,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The tables of a payload, with exactly the members they should have, and the signature."""
+
+    given: dict[str, Any]
+    permitted: dict[str, Any]
+    witness: dict[str, Any]
+    signature: bytes
+
+
+def form_of(payload: object, witness: set[str]) -> Form:
+    """What all schemes by Permit2 have in common; ``witness``: the members of theirs.
+    ``Rejected("invalid_payload")``."""
     outer = _table(payload, "payload", {"signature", "permit2Authorization"}, exact=False)
     names = {"from", "permitted", "spender", "nonce", "deadline", "witness"}
     given = _table(outer.get("permit2Authorization"), "permit2Authorization", names)
-    permitted = _table(given["permitted"], "permitted", {"token", "amount"})
-    witness = _table(given["witness"], "witness", {"to", "validAfter"})
     signature = outer.get("signature")
     if not isinstance(signature, str) or len(signature) > 2 + 2 * MAX_CONTRACT_SIGNATURE:
         raise malformed("signature is missing or too long")
@@ -87,16 +112,11 @@ def parse(payload: object) -> Authorization:
         bare, _ = unwrap(bytes.fromhex(signature[2:]))
     except ValueError as error:
         raise Rejected(_BAD_SIGNATURE, f"a malformed ERC-6492 signature: {error}") from None
-    return Authorization(
-        from_=_address(given, "from"),
-        to=_address(witness, "to"),
-        token=_address(permitted, "token"),
-        spender=_address(given, "spender"),
-        value_units=_number(permitted, "amount"),
-        valid_after_s=_number(witness, "validAfter"),
-        valid_before_s=_number(given, "deadline"),
-        nonce=f"0x{_number(given, 'nonce'):064x}",
-        signature=bare,
+    return Form(
+        given,
+        _table(given["permitted"], "permitted", {"token", "amount"}),
+        _table(given["witness"], "witness", witness),
+        bare,
     )
 
 
@@ -116,21 +136,29 @@ def check(auth: Authorization, *, asset: Asset, pay_to: str, amount_units: int, 
 
 
 def digest(network: Network, auth: Authorization) -> bytes:
-    """The EIP-712 digest that the payer signed: Permit2's domain, which has no version."""
-    domain = keccak256(
-        _DOMAIN_TYPE + keccak256(b"Permit2") + uint_word(network.chain_id) + address_word(PERMIT2)
-    )
-    permitted = address_word(auth.token) + uint_word(auth.value_units)
+    """The EIP-712 digest that the payer signed."""
     witness = address_word(auth.to) + uint_word(auth.valid_after_s)
     words = (
         _TRANSFER_TYPE
-        + keccak256(keccak256(_TOKEN) + permitted)
+        + permitted_hash(auth.token, auth.value_units)
         + address_word(auth.spender)
         + bytes.fromhex(auth.nonce[2:])
         + uint_word(auth.valid_before_s)
         + keccak256(keccak256(_WITNESS) + witness)
     )
-    return eip712_hash(domain, keccak256(words))
+    return eip712_hash(domain(network), keccak256(words))
+
+
+def domain(network: Network) -> bytes:
+    """Permit2's EIP-712 domain, which has no version."""
+    return keccak256(
+        _DOMAIN_TYPE + keccak256(b"Permit2") + uint_word(network.chain_id) + address_word(PERMIT2)
+    )
+
+
+def permitted_hash(token: str, units: int) -> bytes:
+    """What of which token is permitted, as EIP-712 hashes it."""
+    return keccak256(keccak256(TOKEN_TYPE) + address_word(token) + uint_word(units))
 
 
 def settle_calldata(auth: Authorization) -> bytes:
@@ -149,39 +177,70 @@ def settle_calldata(auth: Authorization) -> bytes:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What a chain is asked about: who permitted it (``digest``, ``signature``), and the call of a
+    proxy that would move so many units, made by ``sender`` (None: by anybody)."""
+
+    owner: str
+    nonce: str
+    digest: bytes
+    signature: bytes
+    units: int
+    proxy: str
+    call: bytes
+    sender: str | None = None
+
+
 async def verify(rpc: Rpc, asset: Asset, auth: Authorization) -> str:
     """Ask the chain whether this would move the money now: ``"key"`` or ``"contract"``.
 
     ``Rejected`` with the reason, ``Unavailable`` if the chain cannot be asked.
     """
+    move = Move(
+        owner=auth.from_,
+        nonce=auth.nonce,
+        digest=digest(rpc.network, auth),
+        signature=auth.signature,
+        units=auth.value_units,
+        proxy=EXACT_PROXY,
+        call=settle_calldata(auth),
+    )
+    return await would_move(rpc, asset, move)
+
+
+async def would_move(rpc: Rpc, asset: Asset, move: Move) -> str:
+    """``verify`` for any scheme by Permit2. Of 0 units only the signature is looked at."""
     code, *deployed = await asyncio.gather(
-        rpc.code(auth.from_),
-        rpc.has_code(EXACT_PROXY),
+        rpc.code(move.owner),
+        rpc.has_code(move.proxy),
         rpc.has_code(PERMIT2),
         rpc.has_code(asset.address),
     )
     if not all(deployed):
         # A call to an address without code succeeds and moves nothing.
         raise Rejected("permit2_proxy_not_deployed", "this network has no x402 proxy for Permit2")
-    signed = digest(rpc.network, auth)
-    if not await _is_signed(rpc, auth, signed, bool(code)):
+    if not await _is_signed(rpc, move, bool(code)):
         hint = "" if code else "; no wallet is deployed there"
-        raise Rejected(_BAD_SIGNATURE, f"the signature is not {auth.from_}'s{hint}")
+        raise Rejected(_BAD_SIGNATURE, f"the signature is not {move.owner}'s{hint}")
+    kind = "contract" if code else "key"
+    if move.units == 0:
+        return kind
     # First: whoever has paid with all it had should not be told to approve or to bring more.
-    if await nonce_used(rpc, auth.from_, auth.nonce):
+    if await nonce_used(rpc, move.owner, move.nonce):
         raise Rejected("permit2_invalid_nonce", "this nonce of the payer is used")
-    await _has_money(rpc, asset, auth)
+    await _has_money(rpc, asset, move)
     try:
-        await rpc.eth_call(EXACT_PROXY, settle_calldata(auth), gas=SIMULATION_GAS)
+        await rpc.eth_call(move.proxy, move.call, gas=SIMULATION_GAS, sender=move.sender)
     except Reverted as error:
         raise Rejected("permit2_simulation_failed", error.detail) from None
-    return "contract" if code else "key"
+    return kind
 
 
-async def _is_signed(rpc: Rpc, auth: Authorization, signed: bytes, has_code: bool) -> bool:
+async def _is_signed(rpc: Rpc, move: Move, has_code: bool) -> bool:
     """As Permit2 decides: an address with code by ERC-1271, any other by its key."""
     if not has_code:
-        return recover(signed, auth.signature) == auth.from_
+        return recover(move.digest, move.signature) == move.owner
 
     async def call(_caip2: str, to: str, data: bytes) -> bytes:
         try:
@@ -189,18 +248,18 @@ async def _is_signed(rpc: Rpc, auth: Authorization, signed: bytes, has_code: boo
         except Reverted:
             return b""
 
-    return await contract_signed(call, rpc.network.caip2, auth.from_, signed, auth.signature)
+    return await contract_signed(call, rpc.network.caip2, move.owner, move.digest, move.signature)
 
 
-async def _has_money(rpc: Rpc, asset: Asset, auth: Authorization) -> None:
-    owner = address_word(auth.from_)
+async def _has_money(rpc: Rpc, asset: Asset, move: Move) -> None:
+    owner = address_word(move.owner)
     allowance, balance = await asyncio.gather(
         _word(rpc, asset.address, _ALLOWANCE + owner + address_word(PERMIT2)),
         _word(rpc, asset.address, _BALANCE + owner),
     )
-    if allowance < auth.value_units:
-        raise Rejected(ALLOWANCE_REQUIRED, f"{auth.from_} has not approved Permit2 for this token")
-    if balance < auth.value_units:
+    if allowance < move.units:
+        raise Rejected(ALLOWANCE_REQUIRED, f"{move.owner} has not approved Permit2 for this token")
+    if balance < move.units:
         raise Rejected("permit2_insufficient_balance", "the paying wallet does not hold enough")
 
 
@@ -224,14 +283,16 @@ def _table(value: object, what: str, names: set[str], *, exact: bool = True) -> 
     return value
 
 
-def _address(table: dict[str, Any], name: str) -> str:
+def address(table: dict[str, Any], name: str) -> str:
+    """A member that is an address, in lower case."""
     if not is_address(table[name]):
         raise malformed(f"{name} is not an address")
-    address: str = table[name].lower()
-    return address
+    found: str = table[name].lower()
+    return found
 
 
-def _number(table: dict[str, Any], name: str) -> int:
+def number(table: dict[str, Any], name: str) -> int:
+    """A member that is a uint256, as a string of decimal digits."""
     text = table[name]
     if not isinstance(text, str) or _NUMBER.fullmatch(text) is None or int(text) >= 2**256:
         raise malformed(f"{name} is not a string of decimal digits below 2^256")

@@ -9,7 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from chain.errors import ChainError, Rejected
+from chain.errors import ChainError, Rejected, Unavailable
+from chain.schemes import upto
 from gateway.errors import Problem
 from gateway.facilitator import judge, settle, wire
 from gateway.facilitator.wire import Asked
@@ -17,6 +18,7 @@ from gateway.node import Node
 from gateway.own import answer, body_of, node_of
 from gateway.payments import gas, recover
 from gateway.settings import Chain
+from wallet_auth.keys import checksum
 
 _PENDING: Final = "settlement_pending"
 
@@ -44,21 +46,31 @@ async def supported(request: Request) -> Response:
     """``GET x402/supported``: what is settled here, and from which addresses."""
     node = _node(request, key_needed=False)
     chains = [chain for chain in node.settings.chains if chain.settler_key is not None]
+    kinds = [kind for chain in chains for kind in await _kinds(node, chain)]
     signers = dict.fromkeys(a.address for chain in chains for a in gas.accounts(chain))
     return answer(
         200,
         {
-            "kinds": [kind for chain in chains for kind in _kinds(chain)],
+            "kinds": kinds,
             "extensions": [],
             "signers": {"eip155:*": list(signers)},
         },
     )
 
 
-def _kinds(chain: Chain) -> list[dict[str, Any]]:
-    found = [{"x402Version": 2, "scheme": "exact", "network": chain.caip2}]
+async def _kinds(node: Node, chain: Chain) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [{"x402Version": 2, "scheme": "exact", "network": chain.caip2}]
     if chain.network.v1_name is not None:
         found.append({"x402Version": 1, "scheme": "exact", "network": chain.network.v1_name})
+    try:
+        upto_too = await node.rails.rpcs[chain.caip2].has_code(upto.PROXY)
+    except Unavailable:
+        upto_too = True  # as exact is told too: what cannot be settled now is refused when it comes
+    if upto_too:
+        # The payer signs for this one, so it stays the same while the configuration does.
+        extra = {"facilitatorAddress": checksum(gas.accounts(chain)[0].address)}
+        kind = {"x402Version": 2, "scheme": wire.UPTO, "network": chain.caip2, "extra": extra}
+        found.append(kind)
     return found
 
 
@@ -67,7 +79,7 @@ async def verify(request: Request) -> Response:
     node = _node(request)
     asked = wire.read(await body_of(request))
     try:
-        order = judge.order_of(node.rails, asked, node.now_s())
+        order = judge.order_of(node.rails, asked, node.now_s(), settling=False)
         if await settle.already_presented(node.rails, order.key):
             raise Rejected(recover.USED, "this authorization was presented for settlement before")
         await settle.within_budget(node.rails, order)
@@ -86,12 +98,17 @@ async def settle_it(request: Request) -> Response:
 
 async def _settled(node: Node, asked: Asked) -> dict[str, Any]:
     try:
-        order = judge.order_of(node.rails, asked, node.now_s())
+        order = judge.order_of(node.rails, asked, node.now_s(), settling=True)
+        # Only upto names an amount of its own: exact moves what was signed.
+        units = order.units if isinstance(order.auth, upto.Authorization) else None
+        if order.units == 0:
+            await settle.settle_nothing(node.rails, order)
+            return wire.settled(asked, units=0)
         payment = await settle.settle(node.rails, order)
     except ChainError as error:
         return wire.settled(asked, failure=_reason(error, "unexpected_settle_error"))
     if payment.state == "succeeded":
-        return wire.settled(asked, tx_hash=payment.tx_hash or "")
+        return wire.settled(asked, tx_hash=payment.tx_hash or "", units=units)
     if payment.state == "failed":
         code = payment.error_code or "invalid_transaction_state"
         return wire.settled(asked, failure=(code, payment.error_detail or "it failed"))

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from chain.errors import ChainError, Rejected, Unavailable
 from chain.receipts import Receipt
-from chain.schemes import erc6492, exact
+from chain.schemes import erc6492, exact, upto
 from gateway.db import CommitUnknown, DatabaseUnavailable, Tx
-from gateway.facilitator import judge
+from gateway.facilitator import judge, wire
 from gateway.facilitator.judge import Order
 from gateway.observe import log
 from gateway.payments import engine, gas, in_hand, journal, recover
@@ -50,6 +50,31 @@ async def settle(rails: Rails, order: Order) -> Payment:
             running.set_result(None)
         if first is not None:
             return first
+
+
+async def settle_nothing(rails: Rails, order: Order) -> None:
+    """An ``upto`` payment whose call came to nothing: no transaction. It is claimed all the same,
+    so that nobody settles it for more afterwards. Any number of times.
+
+    Raises as ``settle``.
+    """
+    claimed = await _claimed_as_nothing(rails, order)
+    if claimed is None:
+        await judge.look(rails, order, 0)  # who signed it; at what time matters for a transfer only
+        async with rails.db.write() as tx:
+            claim = Claim("", _content(order), None, journal.NOTHING)
+            if await journal.claim(tx, order.key, claim, await tx.now_ms()):
+                return
+        claimed = await _claimed_as_nothing(rails, order)
+    if not claimed:
+        raise Rejected(recover.USED, "this authorization was used for something else")
+
+
+async def _claimed_as_nothing(rails: Rails, order: Order) -> bool | None:
+    """Whether it is; None: nobody has claimed it."""
+    async with rails.db.read() as tx:
+        claim = await journal.claim_of(tx, order.key)
+    return None if claim is None else claim.content == _content(order)
 
 
 async def already_presented(rails: Rails, key: AuthKey) -> bool:
@@ -110,9 +135,8 @@ async def _not_stale(rails: Rails, payment: Payment) -> None:
 
 
 def _content(order: Order) -> bytes:
-    return content_hash(
-        b"facilitator", order.auth.to.encode(), str(order.auth.value_units).encode()
-    )
+    how = [wire.UPTO.encode()] if isinstance(order.auth, upto.Authorization) else []
+    return content_hash(b"facilitator", order.auth.to.encode(), str(order.units).encode(), *how)
 
 
 async def _first(rails: Rails, order: Order, key: AuthKey) -> Payment | None:
@@ -205,7 +229,7 @@ def _new_payment(rails: Rails, order: Order, payment_id: str, at: Begun) -> Paym
         recipient_chain="",
         network=order.chain.caip2,
         asset=order.asset.address,
-        amount_units=auth.value_units,
+        amount_units=order.units,
         expires_ms=None,
         auth_nonce=auth.nonce,
         valid_before_s=min(exact.refused_from_s(auth), _FOREVER_S),
@@ -227,7 +251,7 @@ def _new_payment(rails: Rails, order: Order, payment_id: str, at: Begun) -> Paym
 async def _finish(rails: Rails, order: Order, payment: Payment, receipt: Receipt) -> None:
     """Finish by what the logs say of this very payment; a status says nothing."""
     auth = order.auth
-    spent = Spent(order.asset, auth.from_, auth.nonce, auth.to, auth.value_units)
+    spent = Spent(order.asset, auth.from_, auth.nonce, auth.to, order.units)
     found = METHODS[payment.method].transfers(order.chain.caip2, receipt, spent)
     if not await recover.end_with(rails, payment, found):
         await recover.recover(rails, payment)

@@ -18,6 +18,7 @@ from wallet_auth.strict import json_object
 
 _NUMBER: Final = re.compile(r"[0-9]{1,78}")
 _MOST_UNITS: Final = 2**63 - 1
+UPTO: Final = "upto"  # the scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a seller wants, read. Addresses in lower case."""
+    """What a seller wants, read. Addresses in lower case. The amount is above 0, but by ``upto``:
+    a call may come to nothing."""
 
     scheme: str
     network: str
@@ -111,21 +113,24 @@ def wanted(asked: Asked) -> Wanted:
             raise _odd(f"{name} is not an address")
     if not isinstance(extra, dict):
         raise _odd("extra should name the token's EIP-712 domain")
+    if scheme == UPTO and asked.version != 2:
+        raise Rejected("unsupported_scheme", "upto is of x402 version 2")
+    amount = given.get("amount" if asked.version == 2 else "maxAmountRequired")
     return Wanted(
         scheme=scheme,
         network=network,
         asset=given["asset"].lower(),
         pay_to=given["payTo"].lower(),
-        amount_units=_amount(given.get("amount" if asked.version == 2 else "maxAmountRequired")),
+        amount_units=_amount(amount, least=0 if scheme == UPTO else 1),
         token=(extra.get("name"), extra.get("version")),
         extra=extra,
     )
 
 
-def _amount(text: object) -> int:
+def _amount(text: object, least: int) -> int:
     if not isinstance(text, str) or _NUMBER.fullmatch(text) is None:
         raise _odd("the amount is not a string of decimal digits")
-    if not 0 < int(text) <= _MOST_UNITS:
+    if not least <= int(text) <= _MOST_UNITS:
         raise _odd("the amount is nothing, or too much")
     return int(text)
 
@@ -148,9 +153,14 @@ def verdict(asked: Asked, refusal: tuple[str, str] | None) -> dict[str, Any]:
 
 
 def settled(
-    asked: Asked, *, tx_hash: str = "", failure: tuple[str, str] | None = None
+    asked: Asked,
+    *,
+    tx_hash: str = "",
+    failure: tuple[str, str] | None = None,
+    units: int | None = None,
 ) -> dict[str, Any]:
-    """SettleResponse. ``tx_hash`` also with ``settlement_pending``, so that one can look for it."""
+    """SettleResponse. ``tx_hash`` also with ``settlement_pending``, so that one can look for it.
+    ``units``: what was moved, where that is not the amount of the offer (``upto``)."""
     said: dict[str, Any] = {
         "success": failure is None,
         "transaction": tx_hash,
@@ -158,6 +168,8 @@ def settled(
     }
     if failure is not None:
         said["errorReason"], said["errorMessage"] = failure
+    if units is not None:
+        said["amount"] = str(units)
     if asked.payer:
         said["payer"] = asked.payer
     return said

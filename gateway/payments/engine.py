@@ -8,10 +8,10 @@
                   signed bytes
     hand over     and wait for a block, for a bounded time; what is not known then is pending
 
-It knows nothing of schemes nor of what is done at the end: a job brings its call and its claim
-(``lane.Job``), and gets the receipt back, in which it looks for its own logs. Payments that nobody
-waits for any more are finished by ``recover.py``, which asks ``methods.py`` what to look for; their
-nonces are looked after by ``gas.py``.
+It knows nothing of schemes (but that some calls only one gas account may make) nor of what is done
+at the end: a job brings its call and its claim (``lane.Job``), and gets the receipt back, in which
+it looks for its own logs. Payments that nobody waits for any more are finished by ``recover.py``,
+which asks ``methods.py`` what to look for; their nonces are looked after by ``gas.py``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from chain import multicall, sender
 from chain.errors import ChainError, Rejected, Reverted, Unavailable, Unknown
 from chain.receipts import Receipt
 from chain.rpc import Rpc
+from chain.schemes import upto
 from chain.sender import Market, Prepared
 from chain.waiting import all_of
 from gateway.db import CommitUnknown, DatabaseUnavailable, Tx, transact
@@ -184,7 +185,7 @@ class _Sendable:
 
 async def _send(rails: Rails, chain: Chain, lane: Lane, batch: list[Waiting]) -> list[Waiting]:
     """Simulate, claim, sign, store, hand over. Returns who is to be tried alone."""
-    account = await gas.choose(rails, chain)
+    account = await gas.choose(rails, chain, _only_sender(batch))
     rpc = rails.rpcs[chain.caip2]
     ready = await _ready(rpc, lane, account, batch)
     if not ready.jobs:
@@ -222,6 +223,11 @@ async def _send(rails: Rails, chain: Chain, lane: Lane, batch: list[Waiting]) ->
     # In their order, but a node that stalls does not hold up the lane: nonces do not hang on it.
     await asyncio.wait({sending}, timeout=_HAND_OVER_S)
     return ready.again
+
+
+def _only_sender(batch: Sequence[Waiting]) -> str | None:
+    """Whom a call is bound to, if it is; such a one is ``alone``."""
+    return upto.sender_of(batch[0].job.call.to, batch[0].job.call.data)
 
 
 def _together(calls: Sequence[Call]) -> tuple[str, bytes]:
@@ -391,10 +397,10 @@ async def again(rails: Rails, chain: Chain, payment_id: str, sent: Sequence[Prep
     The token takes an authorization once anyway. False: somebody else has done so meanwhile, or
     the payment has ended. Raises ``Rejected`` if it would fail now, with nothing written.
     """
-    account = await gas.choose(rails, chain)
     rpc = rails.rpcs[chain.caip2]
     async with rails.db.read() as tx:
         call = await nonces.call_for(tx, payment_id, sent[0])
+    account = await gas.choose(rails, chain, upto.sender_of(call.to, call.data))
     limit, now = await all_of(
         sender.gas_limit(rpc, account.address, call.to, call.data),
         sender.market(rpc, account.address),

@@ -58,14 +58,16 @@ def most_wei(chain: Chain) -> int | None:
     return None if chain.max_fee_gwei is None else chain.max_fee_gwei * _GWEI
 
 
-async def choose(rails: Rails, chain: Chain) -> GasAccount:
+async def choose(rails: Rails, chain: Chain, only: str | None = None) -> GasAccount:
     """The gas account for the next transaction: not stuck, not empty, with the fewest under way.
 
-    Raises ``Unavailable`` with one of ``rails.PAUSES`` when nothing may be sent now.
+    ``only``: the one address that may send it (``upto.sender_of``). Raises ``Unavailable`` with
+    one of ``rails.PAUSES`` when nothing may be sent now.
     """
-    ours = accounts(chain)
+    ours = [each for each in accounts(chain) if only in (None, each.address)]
     if not ours:
-        raise Unavailable("gas_account_empty", f"{chain.name} has no settler key")
+        which = "no settler key" if only is None else f"no key of {only} any more"
+        raise Unavailable("gas_account_empty", f"{chain.name} has {which}")
     async with rails.db.read() as tx:
         now_ms = await tx.now_ms()
         await _within_budget(tx, chain, now_ms)

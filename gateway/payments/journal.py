@@ -23,6 +23,7 @@ from gateway.payments import inbound
 FACILITATOR: Final = "facilitator"
 PAYOUT: Final = "payout"  # of those that go out (payout.py)
 TAKEN: Final = "taken"  # authorization_use.decision of a transfer (``take``)
+NOTHING: Final = "nothing"  # of a payment by ``upto`` that came to 0: there is no payment row
 EXTERNAL: Final = "external"
 """Door of what is bought through ``/api/external``, and source of the lots it becomes."""
 

@@ -36,8 +36,9 @@ class Job:
     the transaction that stores the signed bytes, takes the unique key and inserts the payment in
     state ``processing``; False if somebody has it already. It may run more than once, and must do
     nothing but use its ``Tx``. ``alone``: in a transaction of its own, as for a payer with code, or
-    where the contract looks at who sends. ``code_known``: the caller has looked at whether the
-    payer has code; else the engine does, and raises ``PayerHasCode`` if so.
+    where the contract looks at who sends (by ``upto`` only the gas account that the payment names).
+    ``code_known``: the caller has looked at whether the payer has code; else the engine does, and
+    raises ``PayerHasCode`` if so.
     """
 
     chain: Chain

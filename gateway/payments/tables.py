@@ -68,8 +68,9 @@ authorization_use = sa.Table(
     sa.Column("asset", sa.Text, primary_key=True),
     sa.Column("payer", sa.Text, primary_key=True),
     sa.Column("nonce", sa.Text, primary_key=True),
-    sa.Column("decision", sa.Text, nullable=False),  # settle credits taken
-    sa.Column("payment_id", sa.Text, nullable=False),  # with "credits": the id of the call's hold
+    sa.Column("decision", sa.Text, nullable=False),  # settle credits taken nothing
+    # With "credits": the id of the call's hold; with "nothing": empty.
+    sa.Column("payment_id", sa.Text, nullable=False),
     sa.Column("content", sa.LargeBinary, nullable=False),  # hash of what was presented with it
     sa.Column("offer", sa.LargeBinary),  # hash of the offer token: tells the first presenter apart
     sa.Column("at_ms", BIG, nullable=False),

@@ -13,6 +13,7 @@ from tests.e2e.stage import PRICE_UNITS, Gateway
 from tests.e2e.test_clients import pay
 from tests.e2e.wallet import Wallet, buy, decode
 from tests.fixtures_chain import FaultyNode
+from tests.fixtures_permit2 import approve, plant
 from tests.wallet_auth.support import CLIENTS, node
 
 API_KEY = "a-key-that-is-long-enough-123"
@@ -27,7 +28,17 @@ def facilitator(launch: Callable[..., Gateway]) -> Gateway:
 
 
 @pytest.fixture
-def seller(facilitator: Gateway, run: Callable[..., servers.Process]) -> Iterator[str]:
+def planted(chain_session: Devnet) -> Devnet:
+    """With Permit2 and the proxies: the seller has a route with upto, and starts only if that is
+    supported."""
+    plant(chain_session)
+    return chain_session
+
+
+@pytest.fixture
+def seller(
+    planted: Devnet, facilitator: Gateway, run: Callable[..., servers.Process]
+) -> Iterator[str]:
     port = servers.free_port()
     script = str(CLIENTS / "bench" / "facilitated.mjs")
     url = facilitator.url + "/farebox/x402"
@@ -83,6 +94,33 @@ def test_a_poor_client_gets_nothing(
     assert got["status"] == 402
     assert facilitator.sent() == sent
     assert facilitator.payments(wallet.address) == []
+
+
+# --- a maximum, and what the call came to ---------------------------------------------------------
+
+UPTO = {"v2-js": "pay_upto.mjs", "v2-py": "pay_upto.py"}
+
+
+@pytest.mark.parametrize(("client", "units"), [(c, u) for c in UPTO for u in (1_234, 0)])
+def test_a_stock_seller_is_paid_what_a_call_came_to(
+    client: str, units: int, facilitator: Gateway, seller: str, wallet: Wallet
+) -> None:
+    net = facilitator.net
+    approve(net, wallet.account)
+    before, held = net.balance_units(PAY_TO), net.balance_units(wallet.address)
+    (got,) = pay(client, f"{seller}/metered/{units}", wallet.key, script=UPTO[client])
+    assert got["status"] == 200, (got, facilitator.log[-2000:])
+    told = decode(got["headers"]["payment-response"])
+    assert (told["success"], told["amount"]) == (True, str(units))
+    assert net.balance_units(PAY_TO) == before + units
+    assert net.balance_units(wallet.address) == held - units
+    rows = facilitator.payments(wallet.address)
+    if units:
+        assert net.receipt(told["transaction"])["status"] == "0x1"
+        assert [(row["state"], row["amount_units"]) for row in rows] == [("succeeded", units)]
+    else:
+        assert (told["transaction"], rows, facilitator.sent()) == ("", [], 0)
+    assert facilitator.transfers(wallet.address) == []
 
 
 # --- one gateway settles for another --------------------------------------------------------------

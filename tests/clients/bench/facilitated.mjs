@@ -2,7 +2,8 @@
 //   node facilitated.mjs PORT FACILITATOR_URL API_KEY PAY_TO
 import { HTTPFacilitatorClient } from "@x402/core/server";
 import { ExactEvmScheme } from "@x402/evm/exact/server";
-import { paymentMiddleware, x402ResourceServer } from "@x402/express";
+import { UptoEvmScheme } from "@x402/evm/upto/server";
+import { paymentMiddleware, setSettlementOverrides, x402ResourceServer } from "@x402/express";
 import express from "express";
 
 const [port, url, key, payTo] = process.argv.slice(2);
@@ -14,7 +15,9 @@ const facilitator = new HTTPFacilitatorClient({
   url,
   createAuthHeaders: async () => ({ verify: headers, settle: headers, supported: headers }),
 });
-const server = new x402ResourceServer(facilitator).register(NETWORK, new ExactEvmScheme());
+const server = new x402ResourceServer(facilitator)
+  .register(NETWORK, new ExactEvmScheme())
+  .register(NETWORK, new UptoEvmScheme());
 const byPermit2 = {
   scheme: "exact",
   network: NETWORK,
@@ -33,6 +36,7 @@ app.use(
     {
       "GET /paid": { accepts: { scheme: "exact", price: "$0.01", network: NETWORK, payTo } },
       "GET /permit2": { accepts: byPermit2 },
+      "GET /metered/:came": { accepts: { scheme: "upto", price: "$0.05", network: NETWORK, payTo } },
     },
     server,
   ),
@@ -40,5 +44,9 @@ app.use(
 for (const path of ["/paid", "/permit2"]) {
   app.get(path, (req, res) => res.json({ served: (served += 1) }));
 }
+app.get("/metered/:came", (req, res) => {
+  setSettlementOverrides(res, { amount: req.params.came });
+  res.json({ served: (served += 1) });
+});
 app.get("/served", (req, res) => res.json({ served }));
 app.listen(Number(port), "127.0.0.1");

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +47,12 @@ class Facilitator:
 
 @asynccontextmanager
 async def opened(
-    net: Devnet, database: str, *rpc_urls: str, settle_wait_s: int = 5, **facilitator: Any
+    net: Devnet,
+    database: str,
+    *rpc_urls: str,
+    settle_wait_s: int = 5,
+    settler_keys: Sequence[str] = (),
+    **facilitator: Any,
 ) -> AsyncIterator[Facilitator]:
     """A node with the facilitator switched on, unless ``api_key`` is "". No background loop."""
     options = {"api_key": API_KEY, **facilitator}
@@ -59,6 +64,7 @@ async def opened(
                 "rpc": list(rpc_urls) or [net.rpc_url],
                 "pay_to": PAY_TO,
                 "settler_key": net.settler.private_key,
+                "settler_keys": list(settler_keys),
                 "rpc_timeout_s": 3,
             }
         },

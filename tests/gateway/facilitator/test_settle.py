@@ -126,7 +126,7 @@ async def test_other_schemes_are_refused(chain_net: Devnet, sqlite_url: str) -> 
     payer = chain_net.accounts[0]
     other = requirements()["extra"] | {"assetTransferMethod": "erc7710"}
     async with opened(chain_net, sqlite_url) as ours:
-        for wanted in (requirements(scheme="upto"), requirements(extra=other)):
+        for wanted in (requirements(scheme="batch-settlement"), requirements(extra=other)):
             asked = asking(payment(payer, SELLER, 10_000), wanted)
             await refused(ours, asked, "unsupported_scheme")
 
