@@ -39,9 +39,7 @@ CODES: Final[dict[str, Code]] = {
         400, False, "Idempotency-Key is sent beside a signature that does not cover it"
     ),
     "price_unknown": Code(400, False, "There is no price for what this request asks"),
-    "ceiling_not_covered": Code(
-        400, False, "Farebox-Max is sent beside a signature that does not cover it"
-    ),
+    "ceiling_not_covered": Code(400, False, "Farebox-Max is sent and no signature covers it"),
     "invalid_quote": Code(400, False, "Farebox-Quote is not a quote of this gateway"),
     "quote_mismatch": Code(400, False, "The quote was made for another request"),
     "quote_expired": Code(400, False, "The quote has expired"),

@@ -228,7 +228,7 @@ async def _taken(asked: Asked) -> forward.Ticket | replies.Reply:
     node, caller = asked.node, asked.caller
     if caller.proves_nothing:
         raise challenge_of(node, asked.request, asked.shown)
-    cost.within_ceiling(caller, asked.price)
+    cost.within_ceiling(caller, asked.price, asked.request.headers)
     run = runs.run_of(asked.request.headers)
     take = partial(
         paid.take_hold, node, asked.request, price=asked.price, content=asked.content, run=run

@@ -29,6 +29,10 @@ _SAME: Final = {
         "change",
         "the same request with one identity and at most one payment",
     ),
+    "ceiling_not_covered": (
+        "change",
+        "the same request without Farebox-Max, or signed (ERC-8128) with it among what is covered",
+    ),
     "price_unknown": ("change", "the same request with one of the values the answer lists"),
     "invalid_amount": ("change", "the same request for an amount that is sold"),
     "api_key_required": ("change", "the same request with Authorization: Bearer and the API key"),

@@ -19,7 +19,9 @@ from gateway.proxy.identity import Caller, Headers
 from gateway.proxy.routes_table import Route
 from gateway.proxy.target import Target
 from gateway.settings import Settings
+from wallet_auth.erc8128 import SCHEME as ERC8128
 
+MAX: Final = b"farebox-max"
 MOST_BYTES: Final = 1 << 20
 """A body that decides a price is no longer than this: it is read whole, by us and at once."""
 
@@ -84,12 +86,21 @@ def bound(route: Route, body: bytes) -> bytes:
     return b"#body/" + sha256(body).digest() if route.needs_body else b""
 
 
-def within_ceiling(caller: Caller, price: Quote) -> None:
-    """Nobody pays more than they signed for."""
-    if caller.signer is None or caller.signer.ceiling is None:
+def within_ceiling(caller: Caller, price: Quote, headers: Headers) -> None:
+    """Nobody pays more than they signed for. A ceiling that nobody signed is refused: to ignore it
+    would charge more than was said."""
+    signer = caller.signer
+    # Beside ERC-8128 it is covered, or has been refused already.
+    if (signer is None or signer.scheme != ERC8128) and values(headers, MAX):
+        raise Problem(
+            "ceiling_not_covered",
+            "Only an ERC-8128 signature can cover Farebox-Max: a payment is its own ceiling, and "
+            "the other proofs name theirs themselves.",
+        )
+    if signer is None or signer.ceiling is None:
         return
     try:
-        ceiling_units = parse_usd(caller.signer.ceiling)
+        ceiling_units = parse_usd(signer.ceiling)
     except ValueError as error:
         raise Problem("invalid_request", f"Farebox-Max: {error}.") from None
     if price.max_units > ceiling_units:

@@ -180,7 +180,7 @@ async def _taken(call: _Asked) -> forward.Ticket | replies.Reply:
     if caller.proves_nothing:
         raise challenge_of(node, request, shown)
     price = _quote(call, cost.held(node.settings, request.now_s))
-    within_ceiling(caller, price)
+    within_ceiling(caller, price, call.incoming)
     run = runs.run_of(call.incoming)
     target = request.target.raw
     content = content_hash(b"POST", target, call.message.content, (run or "").encode())

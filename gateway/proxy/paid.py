@@ -163,7 +163,7 @@ async def _taken(
         asked = _price_request(node, request, body.data, held=True)
         use = quotes.Use(request.target.raw, body.content, _made_at_s(request, caller))
         price = await quotes.apply(node, quote_texts, use, asked, price)
-    cost.within_ceiling(caller, price)
+    cost.within_ceiling(caller, price, request.headers)
     run = runs.run_of(request.headers)
     content = _content(request, body)
     try:

@@ -12,6 +12,7 @@ import pytest
 
 from anvil.devnet import Devnet
 from tests.e2e.stage import PRICE_UNITS, Api, Gateway, answer_when_open
+from tests.e2e.test_credits_first import challenge, sign_in
 from tests.e2e.wallet import Wallet, buy, new_wallet, offers, problem
 
 
@@ -218,6 +219,23 @@ async def test_a_ceiling(sqlite_gateway: Gateway, api: Api, wallet: Wallet, targ
         assert sqlite_gateway.balance(wallet.address) == (PRICE_UNITS, 0)
         enough = wallet.sign("GET", url, headers={"Farebox-Max": "$0.01"})
         assert (await http.get(target, headers=enough)).status_code == 200
+
+
+async def test_a_ceiling_that_nobody_signed_is_not_passed_over(
+    sqlite_gateway: Gateway, api: Api, wallet: Wallet, target: str
+) -> None:
+    """Beside a payment or a challenge that was answered, no signature covers it."""
+    low = {"Farebox-Max": "$0.009"}
+    async with sqlite_gateway.client() as http:
+        unsigned = await http.get(target, headers=low)  # asks what it costs, and says nothing
+        paid = {"PAYMENT-SIGNATURE": wallet.pay(offers(unsigned)[0])}
+        signed_in = sign_in(wallet, challenge(unsigned))
+        for proof in (paid, signed_in):
+            told = problem(await http.get(target, headers=proof | low), "ceiling_not_covered")
+            assert told["next_actions"][0]["do"] == "change"
+        assert sqlite_gateway.payments(wallet.address) == []
+        assert api.calls(target) == 0
+        assert (await http.get(target, headers=paid)).status_code == 200
 
 
 async def test_an_idempotency_key_finds_the_call_again(

@@ -31,7 +31,7 @@ OWN = {code for code, meaning in CODES.items() if meaning.status in (401, 402)} 
     "api_key_required",
     "credential_invalid",
     "identity_unsupported",
-} | {"ceiling_not_covered", "idempotency_key_not_covered"}
+} | {"idempotency_key_not_covered"}
 # Their askers are no callers of ours: Stripe, and scripts of browsers.
 NOBODYS = {"invalid_webhook_signature"}
 
