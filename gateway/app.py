@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, Router
+from starlette.routing import BaseRoute, Route, Router
 
 from chain import tokens
 from chain.errors import ChainError
@@ -189,22 +189,25 @@ async def readyz(request: Request) -> Response:
 
 def build(node: Node) -> ASGIApp:
     """The application for an open node."""
-    own = Router(
-        [
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
-            *account_routes.ROUTES,
-            *payment_routes.ROUTES,
-            *facilitator_routes.ROUTES,
-            *request_routes.ROUTES,
-            *discovery_routes.ROUTES,
-            *quotes.ROUTES,
-            *external_routes.ROUTES,
-            *web_routes.ROUTES,
-            *admin.routes(node.settings.server),
-        ]
-    )
+    own = Router(own_routes(node.settings.server))
     return edge(_Front(node, own), max_headers_bytes=node.settings.server.max_headers_bytes)
+
+
+def own_routes(server: Server) -> list[BaseRoute]:
+    """Every path of Farebox's own that is served."""
+    return [
+        Route("/healthz", healthz),
+        Route("/readyz", readyz),
+        *account_routes.ROUTES,
+        *payment_routes.ROUTES,
+        *facilitator_routes.ROUTES,
+        *request_routes.ROUTES,
+        *discovery_routes.ROUTES,
+        *quotes.ROUTES,
+        *external_routes.ROUTES,
+        *web_routes.ROUTES,
+        *admin.routes(server),
+    ]
 
 
 class _Front:
