@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chain.errors import NodeError, Unavailable
-from chain.eth import data_bytes, quantity
+from chain.eth import count, data_bytes
 from chain.rpc import Rpc
 
 AT_ONCE: Final = 16  # headers asked for together
@@ -47,10 +47,10 @@ def parse(answer: Any) -> Header | None:
         return None
     try:
         return Header(
-            number=quantity(answer["number"]),
+            number=count(answer["number"]),
             hash="0x" + data_bytes(answer["hash"], 32).hex(),
             parent="0x" + data_bytes(answer["parentHash"], 32).hex(),
-            time_s=quantity(answer["timestamp"]),
+            time_s=count(answer["timestamp"]),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Unavailable("rpc_bad_answer", f"bad block: {error}") from None

@@ -54,6 +54,15 @@ def quantity(value: object) -> int:
     return int(value, 16)
 
 
+def count(value: object) -> int:
+    """A quantity of blocks, seconds, transactions, or wei for a unit of gas: below 2**63, as
+    columns hold it. A node that says more is wrong."""
+    number = quantity(value)
+    if number >= 2**63:
+        raise ValueError(f"{str(value)[:80]} is past all bounds")
+    return number
+
+
 def data_bytes(value: object, length: int | None = None) -> bytes:
     """JSON-RPC unformatted data, of exactly ``length`` bytes if that is given."""
     if not isinstance(value, str) or _DATA.fullmatch(value) is None:

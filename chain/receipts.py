@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chain.errors import Unavailable
-from chain.eth import data_bytes, is_address, quantity
+from chain.eth import count, data_bytes, is_address, quantity
 from chain.rpc import Rpc
 
 
@@ -69,7 +69,7 @@ def _parse(answer: Any, tx_hash: str) -> Receipt:
     return Receipt(
         tx_hash=tx_hash.lower(),
         succeeded=status == 1,
-        block_number=quantity(answer["blockNumber"]),
+        block_number=count(answer["blockNumber"]),
         block_hash=block_hash,
         gas_used=quantity(answer["gasUsed"]),
         gas_price_wei=quantity(answer.get("effectiveGasPrice", "0x0")),

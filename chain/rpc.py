@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from chain.endpoints import Endpoint, jittered, retry_after_ms
 from chain.endpoints import now_ms as _now_ms
 from chain.errors import NodeError, Reverted, Unavailable, Unknown
-from chain.eth import data_bytes, quantity, read_string
+from chain.eth import count, data_bytes, quantity, read_string
 from chain.networks import Network
 from wallet_auth.keys import keccak256
 from wallet_auth.strict import json_object
@@ -167,7 +167,7 @@ class Rpc:
 
     async def block_number(self) -> int:
         """The number of the newest block."""
-        return self.quantity(await self.call("eth_blockNumber", []))
+        return self.count(await self.call("eth_blockNumber", []))
 
     async def check_chain_id(self) -> None:
         """Ask every URL for its chain id. ``Unavailable`` names the first that is wrong or down."""
@@ -229,6 +229,14 @@ class Rpc:
         """A quantity out of an answer; ``Unavailable`` if the node sent something else."""
         try:
             return quantity(value)
+        except ValueError as error:
+            raise Unavailable("rpc_bad_answer", str(error)) from None
+
+    @staticmethod
+    def count(value: object) -> int:
+        """The same of what is counted: below 2**63."""
+        try:
+            return count(value)
         except ValueError as error:
             raise Unavailable("rpc_bad_answer", str(error)) from None
 

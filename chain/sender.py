@@ -22,6 +22,7 @@ from wallet_auth.keys import address_of, keccak256, private_key, sign_digest
 
 MAX_GAS: Final = 500_000  # a payer whose wallet needs more is refused: the gateway pays for it
 _TYPE_2: Final = b"\x02"  # EIP-1559
+_POOL: Final = 64  # more transactions of one account than that wait in no pool (geth: 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,12 @@ class Market:
         return Fees(gas_limit, fee_wei, self.tip_wei, self.nonce)
 
 
-async def market(rpc: Rpc, gas_account: str) -> Market:
-    """Read what it takes to sign for a gas account now."""
+async def market(rpc: Rpc, gas_account: str, known: int | None = None) -> Market:
+    """Read what it takes to sign for a gas account now.
+
+    ``known``: chain nonces of it that are known to be taken. Of those that a node counts beyond
+    them most must be in blocks: a number far ahead that is signed with once waits for ever.
+    """
     block, tip, pending = await all_of(
         rpc.call("eth_getBlockByNumber", ["latest", False]),
         rpc.call("eth_maxPriorityFeePerGas", []),
@@ -87,19 +92,25 @@ async def market(rpc: Rpc, gas_account: str) -> Market:
     )
     if not isinstance(block, dict) or "baseFeePerGas" not in block:
         raise Unavailable("rpc_bad_answer", "the newest block has no base fee (EIP-1559)")
+    nonce = max(rpc.count(each) for each in pending)
+    if known is not None and nonce > known + _POOL:
+        mined = await mined_count(rpc, gas_account)
+        if nonce > mined + _POOL:
+            detail = f"{nonce} transactions of {gas_account} are told of, {mined} are in blocks"
+            raise Unavailable("rpc_bad_answer", detail)
     return Market(
-        rpc.quantity(block["baseFeePerGas"]),
-        rpc.quantity(tip),
-        max(rpc.quantity(nonce) for nonce in pending),
-        rpc.quantity(block.get("number")),
-        rpc.quantity(block.get("timestamp")),
+        rpc.count(block["baseFeePerGas"]),
+        rpc.count(tip),
+        nonce,
+        rpc.count(block.get("number")),
+        rpc.count(block.get("timestamp")),
     )
 
 
 async def mined_count(rpc: Rpc, gas_account: str) -> int:
     """How many transactions of an account are in blocks: the larger of two nodes' counts."""
     counts = await rpc.call_each("eth_getTransactionCount", [gas_account, "latest"], 2)
-    return max(rpc.quantity(count) for count in counts)
+    return max(rpc.count(each) for each in counts)
 
 
 async def gas_limit(

@@ -13,7 +13,7 @@ from typing import Final
 
 from chain import receipts
 from chain.errors import NodeError, Unavailable
-from chain.eth import data_bytes, quantity, selector
+from chain.eth import count, data_bytes, selector
 from chain.networks import Asset
 from chain.receipts import Log, Receipt
 from chain.rpc import Rpc
@@ -205,7 +205,7 @@ def _in_order(logs: object, asset: Asset, span: tuple[int, int]) -> list[_Told]:
         told = [
             _Told(
                 receipts.log_of(log),
-                quantity(log["blockNumber"]),
+                count(log["blockNumber"]),
                 _hash(log, "blockHash"),
                 _hash(log, "transactionHash"),
             )

@@ -189,8 +189,9 @@ async def readyz(request: Request) -> Response:
 
 def build(node: Node) -> ASGIApp:
     """The application for an open node."""
-    own = Router(own_routes(node.settings.server))
-    return edge(_Front(node, own), max_headers_bytes=node.settings.server.max_headers_bytes)
+    server = node.settings.server
+    front = _Front(node, Router(own_routes(server)))
+    return edge(front, max_headers_bytes=server.max_headers_bytes, base=server.public_url)
 
 
 def own_routes(server: Server) -> list[BaseRoute]:

@@ -22,7 +22,7 @@ from typing import Any, Final, cast
 
 from gateway.errors import Problem
 from gateway.fields import EXCHANGE, first, values
-from gateway.proxy import cors
+from gateway.proxy import advice, cors
 from gateway.proxy.target import check_framing
 
 Scope = MutableMapping[str, Any]
@@ -59,8 +59,8 @@ def log_id(scope: Scope) -> str:
     return found
 
 
-def edge(app: App, *, max_headers_bytes: int = MAX_HEADERS_BYTES) -> Asgi:
-    """``app`` with the edge around it."""
+def edge(app: App, *, max_headers_bytes: int = MAX_HEADERS_BYTES, base: str = "") -> Asgi:
+    """``app`` with the edge around it. ``base``: the origin of the addresses in its answers."""
 
     async def outermost(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,7 +74,9 @@ def edge(app: App, *, max_headers_bytes: int = MAX_HEADERS_BYTES) -> Asgi:
             await app(scope, receive, answered)
         except Problem as problem:
             if problem.status >= 500:
-                log.warning("%s %s", log_id(scope), problem, exc_info=problem.__cause__)
+                log.warning("%s %s%s", log_id(scope), problem, _because(problem))
+            if not problem.next_actions:  # refused before its address was looked at
+                advice.complete(problem, scope["method"], base + _path(scope), base)
             await _refuse(answered, problem, log_id(scope))
         except CallerGoneError:
             log.debug("%s the caller hung up", log_id(scope))
@@ -83,6 +85,18 @@ def edge(app: App, *, max_headers_bytes: int = MAX_HEADERS_BYTES) -> Asgi:
             await _refuse(answered, Problem("internal_error", _INTERNAL), log_id(scope))
 
     return outermost
+
+
+def _because(problem: Problem) -> str:
+    """What a problem of ours came from. One line: while a dependency is away every request has
+    one, and where it was raised says nothing new."""
+    cause = problem.__cause__
+    return "" if cause is None else f" ({type(cause).__name__}: {cause})"
+
+
+def _path(scope: Scope) -> str:
+    raw: bytes = scope.get("raw_path") or b""
+    return raw.decode("latin-1")
 
 
 _INTERNAL: Final = "Something went wrong here. It was logged under this request_id."

@@ -21,7 +21,18 @@ from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.ledger import audit, sweep
 from gateway.node import Node
 from gateway.observe import log
-from gateway.payments import card, carry, gas, in_hand, journal, reconcile, recover, remote, watcher
+from gateway.payments import (
+    card,
+    carry,
+    gaps,
+    gas,
+    in_hand,
+    journal,
+    reconcile,
+    recover,
+    remote,
+    watcher,
+)
 from gateway.payments.journal import Payment
 from gateway.payments.rails import Rails
 from gateway.payments.stripe import CardError
@@ -119,6 +130,7 @@ async def _finish(
 
 async def _tend_gas(node: Node) -> None:
     await gas.tend_all(node.rails)
+    await gaps.fill_all(node.rails)
 
 
 async def _each(

@@ -187,6 +187,8 @@ async def _creditable(rails: Rails, asked: Claim, chain: Chain, receipt: Receipt
     if not moved:
         other = _other_token(receipt, chain)
         why = "It moved nothing to this gateway."
+        if asked.n is not None:
+            why = f"It has no transfer {asked.n} to this gateway."
         if other is not None:
             why = f"It moved the token {other} to this gateway, which is not taken here."
         reason = "no_transfer" if other is None else "wrong_token"
@@ -202,7 +204,9 @@ def _other_token(receipt: Receipt, chain: Chain) -> str | None:
     """A token that was sent to us and is none of ours."""
     to_word = address_word(chain.pay_to)
     for log in receipt.logs:
-        if len(log.topics) >= 3 and log.topics[0] == TRANSFER and log.topics[2] == to_word:
+        ours = chain.network.asset(log.address) is not None
+        told = len(log.topics) >= 3 and log.topics[0] == TRANSFER and log.topics[2] == to_word
+        if told and not ours:
             return log.address
     return None
 

@@ -252,7 +252,7 @@ async def _ready(rpc: Rpc, lane: Lane, account: GasAccount, batch: list[Waiting]
     unknown = [waiting for waiting in batch if not waiting.job.code_known]
     simulated, now, codes = await all_of(
         _simulated(rpc, lane, account, batch),
-        sender.market(rpc, account.address),
+        sender.market(rpc, account.address, account.known),
         multicall.having_code(rpc, [waiting.job.payer for waiting in unknown]),
     )
     with_code = [waiting for waiting, code in zip(unknown, codes, strict=True) if code]
@@ -403,7 +403,7 @@ async def again(rails: Rails, chain: Chain, payment_id: str, sent: Sequence[Prep
     account = await gas.choose(rails, chain, upto.sender_of(call.to, call.data))
     limit, now = await all_of(
         sender.gas_limit(rpc, account.address, call.to, call.data),
-        sender.market(rpc, account.address),
+        sender.market(rpc, account.address, account.known),
     )
     fees = now.fees(limit, gas.most_wei(chain))
 

@@ -9,7 +9,7 @@ so that what expired holds up nobody. The same nonce always; every replacement i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from chain import receipts, sender
@@ -40,10 +40,12 @@ _MOST_GWEI: Final = 2**53
 
 @dataclass(frozen=True, slots=True)
 class GasAccount:
-    """A key that pays for settlements, and its address."""
+    """A key that pays for settlements, and its address. ``known``: the first chain nonce that was
+    never allotted, as far as was looked."""
 
     key: str = field(repr=False)
     address: str
+    known: int = 0
 
 
 def accounts(chain: Chain) -> list[GasAccount]:
@@ -72,9 +74,9 @@ async def choose(rails: Rails, chain: Chain, only: str | None = None) -> GasAcco
         now_ms = await tx.now_ms()
         await _within_budget(tx, chain, now_ms)
         rows = await tx.fetch(
-            "SELECT a.sender, a.stuck_ms, a.balance_gwei, a.need_gwei, (SELECT count(*) FROM"
-            " chain_nonce n WHERE n.network = a.network AND n.sender = a.sender AND n.done_ms IS"
-            " NULL) AS under_way FROM gas_account a WHERE a.network = $1",
+            "SELECT a.sender, a.stuck_ms, a.balance_gwei, a.need_gwei, a.next_nonce,"
+            " (SELECT count(*) FROM chain_nonce n WHERE n.network = a.network AND n.sender ="
+            " a.sender AND n.done_ms IS NULL) AS under_way FROM gas_account a WHERE a.network = $1",
             chain.caip2,
         )
     known = {row["sender"]: row for row in rows}
@@ -91,7 +93,9 @@ async def choose(rails: Rails, chain: Chain, only: str | None = None) -> GasAcco
             return False, False, 0
         return row["stuck_ms"] is not None, _is_short(row, LOW), row["under_way"]
 
-    return min(funded, key=load)
+    best = min(funded, key=load)
+    row = known.get(best.address)
+    return best if row is None else replace(best, known=row["next_nonce"])
 
 
 async def _within_budget(tx: Tx, chain: Chain, now_ms: int) -> None:
@@ -215,7 +219,7 @@ async def tend(
     try:
         now = await sender.market(rpc, address)
         mined = await sender.mined_count(rpc, address)
-        overdue_after_ms = _overdue_ms(rpc, chain)
+        overdue_after_ms = overdue_ms(rpc, chain)
         async with rails.db.write() as tx:
             # What was in a block that is no longer part of the chain is looked after again.
             await nonces.reopen(tx, chain.caip2, address, mined)
@@ -280,7 +284,8 @@ async def first_receipt(rpc: Rpc, ours: Sequence[Prepared]) -> Receipt | None:
     return None
 
 
-def _overdue_ms(rpc: Rpc, chain: Chain) -> int:
+def overdue_ms(rpc: Rpc, chain: Chain) -> int:
+    """After how long a transaction that is in no block is not just waiting its turn."""
     return max(chain.bump_after_s * 1_000, 2 * rpc.network.finality.block_ms)
 
 
@@ -362,7 +367,7 @@ async def _note(  # noqa: PLR0917
     now_ms: int,
 ) -> None:
     """What ``choose`` and ``/readyz`` go by: the balance, the price, and whether it is stuck."""
-    stuck = bool(later) and later[0].at_ms <= now_ms - 2 * _overdue_ms(rpc, chain)
+    stuck = bool(later) and later[0].at_ms <= now_ms - 2 * overdue_ms(rpc, chain)
     wei = rpc.quantity(await rpc.call("eth_getBalance", [address, "latest"]))
     need = expected_gwei(USUAL_GAS, now)
     if wei // _GWEI < LOW * need:
@@ -404,12 +409,7 @@ async def _is_due(rails: Rails, chain: Chain, address: str) -> bool:
             chain.caip2,
             address,
         )
-        oldest_ms: int | None = await tx.fetchval(
-            "SELECT min(at_ms) FROM chain_nonce WHERE network = $1 AND sender = $2"
-            " AND done_ms IS NULL",
-            chain.caip2,
-            address,
-        )
+        oldest_ms = await nonces.oldest_open_ms(tx, chain.caip2, address)
     if row is None:
         async with rails.db.write() as tx:
             await tx.execute(

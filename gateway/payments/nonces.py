@@ -75,6 +75,47 @@ async def allot(  # noqa: PLR0917  (of which account, since when, for whom)
     return nonce
 
 
+async def oldest_open_ms(tx: Tx, network: str, gas_account: str) -> int | None:
+    """Since when the longest of its chain nonces waits that no block is known to have used."""
+    oldest: int | None = await tx.fetchval(
+        "SELECT min(at_ms) FROM chain_nonce WHERE network = $1 AND sender = $2 AND done_ms IS NULL",
+        network,
+        gas_account,
+    )
+    return oldest
+
+
+async def taken_from(
+    tx: Tx, network: str, gas_account: str, first: int, limit: int
+) -> Sequence[tuple[int, int]]:
+    """The lowest numbers from ``first`` on that were allotted, and when (ms)."""
+    rows = await tx.fetch(
+        "SELECT nonce, at_ms FROM chain_nonce WHERE network = $1 AND sender = $2 AND nonce >= $3"
+        " ORDER BY nonce LIMIT $4",
+        network,
+        gas_account,
+        first,
+        limit,
+    )
+    return [(row["nonce"], row["at_ms"]) for row in rows]
+
+
+async def fill(tx: Tx, nothing: Prepared, now_ms: int, cost_gwei: int) -> bool:
+    """Take a number below others that was never allotted, for no payment. False: it was."""
+    new = await tx.execute(
+        "INSERT INTO chain_nonce (network, sender, nonce, payment_id, at_ms, cost_gwei)"
+        " VALUES ($1, $2, $3, '', $4, $5) ON CONFLICT DO NOTHING",
+        nothing.network,
+        nothing.sender,
+        nothing.nonce,
+        now_ms,
+        cost_gwei,
+    )
+    if new:
+        await store(tx, nothing, now_ms)
+    return bool(new)
+
+
 async def store(tx: Tx, prepared: Prepared, now_ms: int) -> None:
     """Keep the signed bytes before they are sent: after a crash the very same are sent again.
 

@@ -163,7 +163,7 @@ def unseal(keys: Keys, token: str, asked: Asked, candidates: Sequence[Terms], no
     not ours, or was given for another request or other terms.
     """
     try:
-        raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), b"-_", True)
+        raw = _raw(token)
         key_id, expiry_s, price_units, _ = _HEAD.unpack(raw[: _HEAD.size])
     except (ValueError, struct.error):
         raise _not_ours() from None
@@ -177,6 +177,14 @@ def unseal(keys: Keys, token: str, asked: Asked, candidates: Sequence[Terms], no
     raise _not_ours()
 
 
+def _raw(token: str) -> bytes:
+    """The bytes of a token in the one spelling that we write; ``ValueError`` for every other."""
+    raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), b"-_", True)
+    if urlsafe_b64encode(raw).decode().rstrip("=") != token:
+        raise ValueError("another spelling of the same token")
+    return raw
+
+
 def _not_ours() -> Problem:
     return Problem(
         "invalid_payment_requirements",
@@ -187,7 +195,7 @@ def _not_ours() -> Problem:
 def token_digest(token: str) -> bytes:
     """The same digest as ``Opened.digest``, for a token that need not be valid any more."""
     try:
-        raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), b"-_", True)
+        raw = _raw(token)
     except ValueError:
         raw = b""
     return hashlib.sha256(raw).digest()
@@ -195,8 +203,7 @@ def token_digest(token: str) -> bytes:
 
 def promised_units(token: str) -> int:
     """The price a token names. Only for one that is known to be ours."""
-    raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), b"-_", True)
-    units: int = _HEAD.unpack(raw[: _HEAD.size])[2]
+    units: int = _HEAD.unpack(_raw(token)[: _HEAD.size])[2]
     return units
 
 

@@ -239,7 +239,7 @@ async def _newest_block(rpc: Rpc) -> tuple[int, int]:
     block = await rpc.call("eth_getBlockByNumber", ["latest", False])
     if not isinstance(block, dict):
         raise Unavailable("rpc_bad_answer", "there is no newest block")
-    return rpc.quantity(block.get("number")), rpc.quantity(block.get("timestamp"))
+    return rpc.count(block.get("number")), rpc.count(block.get("timestamp"))
 
 
 async def _used_up(rails: Rails, looked_for: _LookedFor) -> str:

@@ -262,7 +262,8 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
     payer = await node.account_of(presented.authorization.from_, "")
     refuse_uncharged(node, payer, request.client)  # before anybody's money moves
     bare = caller.signer is None and request.shows_credential
-    came = CameWith(asked_of(request, price), offers.CALL, content, bare=bare)
+    alias = presented.identifier
+    came = CameWith(asked_of(request, price), offers.CALL, content, bare=bare, alias=alias)
     try:
         spent = None
         if caller.signer is None:

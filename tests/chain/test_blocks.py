@@ -60,6 +60,21 @@ async def test_a_reorganisation_shows_at_the_places_it_changed(shallow: Devnet, 
         await rpc.close()
 
 
+@pytest.mark.parametrize("member", ["number", "timestamp"])
+async def test_a_block_past_all_bounds_is_no_answer(
+    chain_net: Devnet, faulty_node: FaultyNode, member: str
+) -> None:
+    """No column holds such a number: it must not get so far."""
+    faulty_node.fault("eth_getBlockByNumber", "change", lambda block: {**block, member: hex(2**63)})
+    rpc = Rpc(NETWORK, [faulty_node.url])
+    try:
+        with pytest.raises(Unavailable) as error:
+            await blocks.header(rpc, "latest")
+        assert error.value.code == "rpc_bad_answer"
+    finally:
+        await rpc.close()
+
+
 async def test_blocks_that_do_not_join_are_no_trail(
     chain_net: Devnet, faulty_node: FaultyNode
 ) -> None:

@@ -234,6 +234,7 @@ async def test_a_log_that_differs_is_no_proof(
         (["status"], 1),
         (["blockHash"], None),
         (["blockNumber"], None),
+        (["blockNumber"], hex(2**63)),
         (["gasUsed"], "12"),
         (["logs"], ...),
         (["logs"], {}),

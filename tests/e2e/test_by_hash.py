@@ -152,6 +152,18 @@ async def test_what_cannot_be_credited_says_why(gateway: Gateway, wallet: Wallet
     assert gateway.transfers(wallet.address) == []
 
 
+async def test_a_transfer_that_is_not_in_it_is_not_called_another_token(
+    gateway: Gateway, wallet: Wallet
+) -> None:
+    """The first transfer is ours and counts from 0; one of nothing is none."""
+    tx_hash = send(gateway, wallet, 20_000)
+    async with gateway.client() as http:
+        for named, what in ((tx_hash, 1), (send(gateway, wallet, 0), None)):
+            more = {} if what is None else {"transfer": what}
+            told = problem(await claim(http, named, **more), "transfer_not_found")
+            assert told["reason"] == "no_transfer" and USDC.address not in told["detail"]
+
+
 async def test_a_token_that_is_not_taken_is_named(gateway: Gateway, wallet: Wallet) -> None:
     """A contract that says it moved something to us, as a token would."""
     net, fake = gateway.net, "0x" + secrets.token_hex(20)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
@@ -41,6 +43,28 @@ async def test_signed_again_it_is_the_same_call(
         # The first one's own header finds it too.
         assert (gateway.sent(), gateway.received()) == (sent, received)
     assert api.calls(target) == 1
+    assert gateway.transfers(wallet.address) == [
+        ("mint", PRICE_UNITS, "x402"),
+        ("capture", PRICE_UNITS, None),
+    ]
+
+
+async def test_of_several_at_once_one_is_sent(
+    gateway: Gateway, api: Api, wallet: Wallet, target: str
+) -> None:
+    """A client that signs again while its first payment is under way. Each has the answer of the
+    one call, or is told to ask again."""
+    async with gateway.client() as http:
+        headers = [await paid(http, wallet, target) for _ in range(4)]
+        answers = await asyncio.gather(*(http.get(target, headers=each) for each in headers))
+        while waiting := [i for i, each in enumerate(answers) if each.status_code == 409]:
+            for i in waiting:
+                problem(answers[i], "request_in_progress")
+                answers[i] = await http.get(target, headers=headers[i])
+    assert [each.status_code for each in answers] == [200] * 4
+    assert len({each.content for each in answers}) == 1
+    assert api.calls(target) == 1
+    assert len(gateway.payments(wallet.address)) == 1
     assert gateway.transfers(wallet.address) == [
         ("mint", PRICE_UNITS, "x402"),
         ("capture", PRICE_UNITS, None),

@@ -104,6 +104,22 @@ async def test_an_unknown_error_says_nothing_and_is_logged_once(
     assert said["request_id"] in errors[0].getMessage()
 
 
+async def test_a_dependency_that_is_away_is_one_line_a_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What it came from stands in it; where it was raised would be a page for each request."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        cause = ConnectionError("nobody listens")
+        raise Problem("dependency_unavailable", "not now") from cause
+
+    async with serving(edge(app)) as port:
+        assert status_of(await talk(port, GET)) == 503
+    (told,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "not now (ConnectionError: nobody listens)" in told.getMessage()
+    assert told.exc_info is None
+
+
 @pytest.mark.parametrize("parser", PARSERS)
 @pytest.mark.parametrize("error", [Problem("upstream_error", "cut"), ValueError("x")])
 @pytest.mark.parametrize("length", [b"100", None])
@@ -149,11 +165,14 @@ def _with_headers(size: int) -> bytes:
 
 @pytest.mark.parametrize("parser", PARSERS)
 async def test_the_header_limit(parser: str) -> None:
-    async with serving(edge(ok, max_headers_bytes=8_192), parser) as port:
+    app = edge(ok, max_headers_bytes=8_192, base="https://api.example")
+    async with serving(app, parser) as port:
         assert status_of(await talk(port, _with_headers(8_192))) == 200
         answer = await talk(port, _with_headers(8_193))
     assert status_of(answer) == 431
     assert fields_of(answer)[b"connection"] == b"close"
+    (action,) = json.loads(body_of(answer))["next_actions"]
+    assert (action["do"], action["url"]) == ("change", "https://api.example/a")
 
 
 async def test_ambiguous_framing_is_refused_for_every_path() -> None:
