@@ -353,6 +353,16 @@ async def _permit2(chain: Chain, rpc: Rpc) -> Finding:
     for what, address in (("Permit2", PERMIT2), ("x402's proxy", EXACT_PROXY)):
         if not await rpc.code(address):
             return Finding(name, "fail", f"permit2 = true, and there is no {what} at {address}")
+    if chain.eip2612:
+        from chain.errors import Reverted
+        from chain.schemes.eip2612 import NONCES
+        from wallet_auth.keys import address_word
+
+        usdc = chain.network.usdc
+        try:
+            await rpc.eth_call(usdc.address, NONCES + address_word(chain.pay_to))
+        except Reverted:
+            return Finding(name, "fail", f"eip2612 = true, and {usdc.symbol} takes no permits")
     return Finding(name, "ok", "Permit2 and x402's proxy are deployed")
 
 

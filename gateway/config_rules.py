@@ -150,6 +150,11 @@ def _chains(chains: tuple[Chain, ...], credit: Credits | None) -> Iterator[Rule]
                 (f"{where}.refund_key", f"{where}.settler_key"),
                 "needs settler_key beside it, which pays the gas of refunds",
             )
+        if chain.eip2612 and not chain.permit2:
+            yield (
+                (f"{where}.eip2612", f"{where}.permit2"),
+                "needs permit2 = true: it is for payments by Permit2",
+            )
         if chain.min_onchain_units > CLIENT_CAP_UNITS:
             yield (
                 (f"{where}.min_onchain", "credits.min_onchain"),

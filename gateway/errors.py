@@ -34,6 +34,7 @@ CODES: Final[dict[str, Code]] = {
     "invalid_request": Code(400, False, "The request is malformed"),
     "invalid_target": Code(400, False, "The request target has a form that is not accepted"),
     "invalid_payload": Code(400, False, "The payment payload is malformed"),
+    "invalid_eip2612_extension_format": Code(400, False, "The EIP-2612 permit is malformed"),
     "identity_conflict": Code(400, False, "The request carries more than one identity"),
     "idempotency_key_not_covered": Code(
         400, False, "Idempotency-Key is sent beside a signature that does not cover it"
@@ -115,6 +116,11 @@ CODES: Final[dict[str, Code]] = {
     "permit2_invalid_nonce": Code(402, False, "The nonce of the payment is used"),
     "permit2_insufficient_balance": Code(402, False, "The paying wallet does not hold enough"),
     "permit2_simulation_failed": Code(402, False, "The chain would refuse this payment"),
+    "eip2612_from_mismatch": Code(402, False, "The EIP-2612 permit is of another wallet"),
+    "eip2612_asset_mismatch": Code(402, False, "The EIP-2612 permit is for another token"),
+    "eip2612_spender_not_permit2": Code(402, False, "The EIP-2612 permit is not for Permit2"),
+    "eip2612_deadline_expired": Code(402, False, "The EIP-2612 permit has expired or is about to"),
+    "permit2_2612_amount_mismatch": Code(402, False, "The EIP-2612 permit is for another amount"),
     "permit2_proxy_not_deployed": Code(402, False, "This network cannot settle by Permit2"),
     "settlement_pending": Code(402, True, "The payment was sent and is not final yet"),
     "settlement_failed": Code(402, False, "The payment could not be settled"),

@@ -253,6 +253,8 @@ class Chain(Section):
     """Settlements of one payer that may fail in an hour; then no more is sent for it."""
     permit2: bool = False
     """Our own sales take ``exact`` by Permit2 too, where x402's proxy is deployed."""
+    eip2612: bool = False
+    """There the approval of Permit2 may come signed (EIP-2612); we pay its gas."""
 
     @model_validator(mode="before")
     @classmethod
@@ -433,6 +435,11 @@ class Settings(Section):
     def takes_permit2(self) -> bool:
         """Whether some network's sales take Permit2."""
         return any(chain.permit2 for chain in self.chains)
+
+    @property
+    def takes_permits(self) -> bool:
+        """Whether some network's sales take an EIP-2612 permit for it."""
+        return any(chain.eip2612 for chain in self.chains if chain.settler_key is not None)
 
     def chain(self, name_or_caip2: str) -> Chain:
         """The configured chain of that name or CAIP-2 id. Raises ``KeyError``."""

@@ -12,7 +12,7 @@ from anvil import permit2 as planted
 from anvil.devnet import Account, Devnet
 from chain.eth import selector, uint_word
 from chain.networks import Network
-from chain.schemes import permit2, upto
+from chain.schemes import eip2612, permit2, upto
 from tests.fixtures_chain import NETWORK, USDC
 from wallet_auth.keys import address_word
 
@@ -46,10 +46,70 @@ def approve(net: Devnet, account: Account, units: int = 2**256 - 1) -> None:
     send_as(net, account.address, USDC.address, data)
 
 
-def settle_by_stranger(net: Devnet, payload: dict[str, Any]) -> str:
-    """Somebody else hands a payment in; the transaction's hash."""
-    data = permit2.settle_calldata(permit2.parse(payload))
+def settle_by_stranger(
+    net: Devnet, payload: dict[str, Any], extensions: dict[str, Any] | None = None
+) -> str:
+    """Somebody else hands a payment in, with its permit if it has one; the transaction's hash."""
+    data = permit2.settle_calldata(permit2.parse(payload, extensions))
     return net.send(net.operator.address, permit2.EXACT_PROXY, "0x" + data.hex())
+
+
+def permit(payer: Account, units: int, **change: Any) -> dict[str, Any]:
+    """The extension ``eip2612GasSponsoring`` of a payment, as the official clients fill it in:
+    the approval of Permit2, signed by eth_account. ``change``: what is signed."""
+    from eth_account import Account as Signer
+
+    value = {
+        "owner": payer.address,
+        "spender": permit2.PERMIT2,
+        "value": units,
+        "nonce": 0,
+        "deadline": int(time.time()) + 300,
+    } | change
+    kinds = ("address", "address", "uint256", "uint256", "uint256")
+    data = {
+        "types": {
+            "EIP712Domain": [
+                {"name": "name", "type": "string"},
+                {"name": "version", "type": "string"},
+                {"name": "chainId", "type": "uint256"},
+                {"name": "verifyingContract", "type": "address"},
+            ],
+            "Permit": [{"name": n, "type": t} for n, t in zip(value, kinds, strict=True)],
+        },
+        "primaryType": "Permit",
+        "domain": {
+            "name": USDC.eip712_name,
+            "version": USDC.eip712_version,
+            "chainId": NETWORK.chain_id,
+            "verifyingContract": USDC.address,
+        },
+        "message": value,
+    }
+    signature = Signer.sign_typed_data(payer.private_key, full_message=data).signature.hex()
+    info = {
+        "from": value["owner"],
+        "asset": USDC.address,
+        "spender": value["spender"],
+        "amount": str(value["value"]),
+        "nonce": str(value["nonce"]),
+        "deadline": str(value["deadline"]),
+        "signature": "0x" + signature.removeprefix("0x"),
+        "version": "1",
+    }
+    return {eip2612.KEY: {"info": info}}
+
+
+def hand_in_permit(net: Devnet, extensions: dict[str, Any]) -> None:
+    """Somebody else gives a permit to the token, alone."""
+    found = eip2612.find(extensions)
+    assert found is not None
+    data = selector("permit(address,address,uint256,uint256,uint8,bytes32,bytes32)")
+    data += address_word(found.from_) + address_word(found.spender)
+    data += uint_word(found.value_units) + uint_word(found.deadline_s)
+    data += uint_word(found.signature[64]) + found.signature[:64]
+    tx_hash = net.send(net.operator.address, USDC.address, "0x" + data.hex())
+    assert net.receipt(tx_hash)["status"] == "0x1"
 
 
 def take_back(net: Devnet, payload: dict[str, Any]) -> None:

@@ -16,12 +16,14 @@ Permission = Authorization | upto.Authorization
 """Of any scheme: what is told of it below holds for ``upto`` as for ``exact`` by Permit2."""
 
 
-def parse(payload: object) -> Authorization:
-    """Whichever the payload holds. ``Rejected("invalid_payload")`` for neither and for both."""
+def parse(payload: object, extensions: object = None) -> Authorization:
+    """Whichever the payload holds. ``Rejected("invalid_payload")`` for neither and for both.
+
+    ``extensions``: of the payment, where Permit2 may be approved in them (``eip2612.find``)."""
     if isinstance(payload, dict) and "permit2Authorization" in payload:
         if "authorization" in payload:
             raise permit2.malformed("the payload has two authorizations")
-        return permit2.parse(payload)
+        return permit2.parse(payload, extensions)
     return eip3009.parse(payload)
 
 

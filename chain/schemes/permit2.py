@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from chain.errors import Rejected, Reverted, Unavailable
 from chain.eth import bytes_tail, is_address, selector, uint_word
 from chain.networks import Asset, Network
 from chain.rpc import Rpc
+from chain.schemes import eip2612
 from chain.schemes.eip3009 import ERC1271_GAS, EXPIRY_MARGIN_S, SIMULATION_GAS
 from wallet_auth.keys import (
     MAX_CONTRACT_SIGNATURE,
@@ -42,6 +43,10 @@ _TRANSFER_TYPE: Final = keccak256(
 _SETTLE: Final = selector(
     "settle(((address,uint256),uint256,uint256),address,(address,uint256),bytes)"
 )
+_SETTLE_WITH_PERMIT: Final = selector(
+    "settleWithPermit((uint256,uint256,bytes32,bytes32,uint8),"
+    "((address,uint256),uint256,uint256),address,(address,uint256),bytes)"
+)
 _NONCE_BITMAP: Final = selector("nonceBitmap(address,uint256)")
 _ALLOWANCE: Final = selector("allowance(address,address)")
 _BALANCE: Final = selector("balanceOf(address)")
@@ -57,7 +62,8 @@ class Authorization:
     """A signed permission to move ``value_units`` of ``token`` from ``from_`` to ``to`` once.
 
     Addresses are lower case; ``nonce`` is Permit2's, as ``0x`` and 64 hex digits. Unix seconds.
-    ``signature`` is without a wrapper (ERC-6492).
+    ``signature`` is without a wrapper (ERC-6492). ``permit``: lets Permit2 move as much, for a
+    payer that has not approved it; no part of what is signed here, and none of what is bought.
     """
 
     from_: str
@@ -69,10 +75,14 @@ class Authorization:
     valid_before_s: int  # Permit2's deadline
     nonce: str
     signature: bytes
+    permit: eip2612.Permit | None = None
 
 
-def parse(payload: object) -> Authorization:
-    """``{"signature", "permit2Authorization"}``; else ``Rejected("invalid_payload")``."""
+def parse(payload: object, extensions: object = None) -> Authorization:
+    """``{"signature", "permit2Authorization"}``; else ``Rejected("invalid_payload")``.
+
+    ``extensions``: of the payment; for what is wrong with a permit there, ``eip2612.find``.
+    """
     form = form_of(payload, {"to", "validAfter"})
     return Authorization(
         from_=address(form.given, "from"),
@@ -84,6 +94,7 @@ def parse(payload: object) -> Authorization:
         valid_before_s=number(form.given, "deadline"),
         nonce=f"0x{number(form.given, 'nonce'):064x}",
         signature=form.signature,
+        permit=eip2612.find(extensions),
     )
 
 
@@ -133,6 +144,15 @@ def check(auth: Authorization, *, asset: Asset, pay_to: str, amount_units: int, 
     for refused, code, why in refusals:
         if refused:
             raise Rejected(code, f"the Permit2 authorization: {why}")
+    if auth.permit is not None:
+        eip2612.check(
+            auth.permit,
+            owner=auth.from_,
+            token=auth.token,
+            spender=PERMIT2,
+            units=auth.value_units,
+            now_s=now_s,
+        )
 
 
 def digest(network: Network, auth: Authorization) -> bytes:
@@ -162,9 +182,12 @@ def permitted_hash(token: str, units: int) -> bytes:
 
 
 def settle_calldata(auth: Authorization) -> bytes:
-    """``settle(permit, owner, witness, signature)`` of the proxy."""
+    """``settle(permit, owner, witness, signature)`` of the proxy, or with the permit of a payer
+    that has not approved Permit2 ``settleWithPermit(permit2612, …)``."""
+    begin = _SETTLE if auth.permit is None else _SETTLE_WITH_PERMIT + auth.permit.words()
+    words = (len(begin) - 4) // 32 + 8
     return (
-        _SETTLE
+        begin
         + address_word(auth.token)
         + uint_word(auth.value_units)
         + bytes.fromhex(auth.nonce[2:])
@@ -172,7 +195,7 @@ def settle_calldata(auth: Authorization) -> bytes:
         + address_word(auth.from_)
         + address_word(auth.to)
         + uint_word(auth.valid_after_s)
-        + uint_word(8 * 32)
+        + uint_word(words * 32)
         + bytes_tail(auth.signature)
     )
 
@@ -180,7 +203,8 @@ def settle_calldata(auth: Authorization) -> bytes:
 @dataclass(frozen=True, slots=True)
 class Move:
     """What a chain is asked about: who permitted it (``digest``, ``signature``), and the call of a
-    proxy that would move so many units, made by ``sender`` (None: by anybody)."""
+    proxy that would move so many units, made by ``sender`` (None: by anybody). ``permit``: the call
+    brings the approval along."""
 
     owner: str
     nonce: str
@@ -190,6 +214,26 @@ class Move:
     proxy: str
     call: bytes
     sender: str | None = None
+    permit: eip2612.Permit | None = None
+
+
+async def settable(rpc: Rpc, asset: Asset, auth: Authorization) -> tuple[str, Authorization]:
+    """``verify``, and the form in which it should be settled: without its permit where Permit2 may
+    move enough already. That costs less, and hangs on nothing that others can use up."""
+    if auth.permit is None:
+        return await verify(rpc, asset, auth), auth
+    plain = replace(auth, permit=None)
+    if await _allowance(rpc, asset, auth.from_) >= auth.value_units:
+        return await verify(rpc, asset, plain), plain
+    try:
+        return await verify(rpc, asset, auth), auth
+    except Rejected as refusal:
+        if refusal.code != ALLOWANCE_REQUIRED:
+            raise
+        if await _allowance(rpc, asset, auth.from_) < auth.value_units:
+            raise
+    # Somebody handed the permit in since we looked.
+    return await verify(rpc, asset, plain), plain
 
 
 async def verify(rpc: Rpc, asset: Asset, auth: Authorization) -> str:
@@ -205,6 +249,7 @@ async def verify(rpc: Rpc, asset: Asset, auth: Authorization) -> str:
         units=auth.value_units,
         proxy=EXACT_PROXY,
         call=settle_calldata(auth),
+        permit=auth.permit,
     )
     return await would_move(rpc, asset, move)
 
@@ -233,8 +278,25 @@ async def would_move(rpc: Rpc, asset: Asset, move: Move) -> str:
     try:
         await rpc.eth_call(move.proxy, move.call, gas=SIMULATION_GAS, sender=move.sender)
     except Reverted as error:
+        if move.permit is not None:
+            raise await _not_permitted(rpc, asset, move.permit, error) from None
         raise Rejected("permit2_simulation_failed", error.detail) from None
     return kind
+
+
+async def _not_permitted(
+    rpc: Rpc, asset: Asset, permit: eip2612.Permit, error: Reverted
+) -> Rejected:
+    """Why a payment with a permit would not be taken, as far as that can be told."""
+    try:
+        count = await _word(rpc, asset.address, eip2612.NONCES + address_word(permit.from_))
+    except Reverted:
+        why = "the token knows no EIP-2612 permits"
+    else:
+        why = f"with its EIP-2612 permit too the call fails: {error.detail}"
+        if count != permit.nonce:
+            why = f"its EIP-2612 permit has nonce {permit.nonce}, and the token is at {count}"
+    return Rejected(ALLOWANCE_REQUIRED, f"{permit.from_} has not approved Permit2, and {why}")
 
 
 async def _is_signed(rpc: Rpc, move: Move, has_code: bool) -> bool:
@@ -252,15 +314,20 @@ async def _is_signed(rpc: Rpc, move: Move, has_code: bool) -> bool:
 
 
 async def _has_money(rpc: Rpc, asset: Asset, move: Move) -> None:
-    owner = address_word(move.owner)
     allowance, balance = await asyncio.gather(
-        _word(rpc, asset.address, _ALLOWANCE + owner + address_word(PERMIT2)),
-        _word(rpc, asset.address, _BALANCE + owner),
+        _allowance(rpc, asset, move.owner),
+        _word(rpc, asset.address, _BALANCE + address_word(move.owner)),
     )
-    if allowance < move.units:
+    if move.permit is None and allowance < move.units:
         raise Rejected(ALLOWANCE_REQUIRED, f"{move.owner} has not approved Permit2 for this token")
     if balance < move.units:
         raise Rejected("permit2_insufficient_balance", "the paying wallet does not hold enough")
+
+
+async def _allowance(rpc: Rpc, asset: Asset, owner: str) -> int:
+    """How much of an owner's Permit2 may move."""
+    data = _ALLOWANCE + address_word(owner) + address_word(PERMIT2)
+    return await _word(rpc, asset.address, data)
 
 
 async def nonce_used(rpc: Rpc, owner: str, nonce: str, block: str = "latest") -> bool:

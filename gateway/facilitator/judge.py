@@ -65,7 +65,7 @@ def order_of(rails: Rails, asked: Asked, now_s: int, *, settling: bool) -> Order
     if wanted.scheme == UPTO:
         return _upto(chain, asset, asked, wanted, now_s, settling=settling)
     if method == "permit2":
-        by_permit2 = permit2.parse(asked.payload)
+        by_permit2 = permit2.parse(asked.payload, asked.extensions)
         permit2.check(
             by_permit2,
             asset=asset,
@@ -119,15 +119,17 @@ def _chain(rails: Rails, version: int, network: str) -> Chain:
     raise Rejected("invalid_network", f"{network[:60]!r} is not settled here")
 
 
-async def look(rails: Rails, order: Order, now_s: int) -> str:
-    """Ask the chain whether it would move the money now, and how it is signed (``erc6492.verify``).
+async def look(rails: Rails, order: Order, now_s: int) -> tuple[str, Permission]:
+    """Ask the chain whether it would move the money now: how it is signed (``erc6492.verify``), and
+    the form in which it should be settled (``permit2.settable``).
 
     ``Rejected`` with the reason, ``Unavailable`` if the chain cannot be asked.
     """
     rpc = rails.rpcs[order.chain.caip2]
     if isinstance(order.auth, upto.Authorization):
-        return await upto.verify(rpc, order.asset, order.auth, order.units)
+        return await upto.verify(rpc, order.asset, order.auth, order.units), order.auth
     if isinstance(order.auth, permit2.Authorization):
-        return await permit2.verify(rpc, order.asset, order.auth)
+        return await permit2.settable(rpc, order.asset, order.auth)
     factories = frozenset(rails.settings.facilitator.erc6492_factories)
-    return await erc6492.verify(rpc, order.asset, order.auth, now_s, factories)
+    kind = await erc6492.verify(rpc, order.asset, order.auth, now_s, factories)
+    return kind, order.auth

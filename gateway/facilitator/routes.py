@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from chain.errors import ChainError, Rejected, Unavailable
-from chain.schemes import upto
+from chain.schemes import eip2612, upto
 from gateway.errors import Problem
 from gateway.facilitator import judge, settle, wire
 from gateway.facilitator.wire import Asked
@@ -52,7 +52,7 @@ async def supported(request: Request) -> Response:
         200,
         {
             "kinds": kinds,
-            "extensions": [],
+            "extensions": [eip2612.KEY],
             "signers": {"eip155:*": list(signers)},
         },
     )

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 from chain.errors import ChainError, Rejected, Unavailable
 from chain.receipts import Receipt
-from chain.schemes import erc6492, exact, upto
+from chain.schemes import erc6492, exact, permit2, upto
 from gateway.db import CommitUnknown, DatabaseUnavailable, Tx
 from gateway.facilitator import judge, wire
 from gateway.facilitator.judge import Order
 from gateway.observe import log
-from gateway.payments import engine, gas, in_hand, journal, recover
+from gateway.payments import engine, gas, in_hand, journal, permits, recover
 from gateway.payments.journal import FACILITATOR, AuthKey, Claim, Payment
 from gateway.payments.lane import Begun, Job
 from gateway.payments.methods import METHODS, Spent
@@ -148,14 +148,18 @@ async def _first(rails: Rails, order: Order, key: AuthKey) -> Payment | None:
     begun: list[Payment] = []
     over_budget: list[bool] = []
     try:
-        if await judge.look(rails, order, now_ms // 1_000) == erc6492.UNDEPLOYED:
+        kind, form = await judge.look(rails, order, now_ms // 1_000)
+        if kind == erc6492.UNDEPLOYED:
             raise Rejected(
                 "invalid_exact_evm_payload_undeployed_smart_wallet",
                 "the paying wallet has to be deployed first",
             )
         job = _job(rails, order, begun, over_budget)
         with in_hand.working_on(rails, [job.call.payment_id]):
-            handed = await engine.settle(rails, job)
+            if isinstance(form, permit2.Authorization):
+                handed = await permits.settle(rails, order.asset, form, job)
+            else:
+                handed = await engine.settle(rails, job)
     except Rejected:
         if await already_presented(rails, key):
             return None  # by another node, whose transaction is why it is refused now

@@ -32,6 +32,7 @@ class Asked:
     version: int
     stated: object
     payload: object
+    extensions: object
     requirements: dict[str, Any]
     chosen: tuple[object, object]
     payer: str
@@ -79,6 +80,7 @@ def read(body: bytes) -> Asked:
         # Some clients send no version beside the payload's.
         stated=whole.get("x402Version", version),
         payload=payment.get("payload"),
+        extensions=payment.get("extensions"),
         requirements=wanted,
         chosen=chosen,
         payer=_payer(payment.get("payload")),

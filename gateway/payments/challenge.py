@@ -14,7 +14,7 @@ from typing import Any, Final
 from gateway.errors import NextAction, Problem
 from gateway.money import format_credits, format_usd
 from gateway.payments import offers, payout, receipts, two_step
-from gateway.payments.wire import DECLARED
+from gateway.payments.wire import DECLARED, DECLARED_PERMITS
 from gateway.settings import Settings
 
 
@@ -93,6 +93,7 @@ def for_credits(
     """
     terms = offers.terms_for_credits(settings, amount_units)
     words = f"{_both(settings, amount_units)} to buy: pay with one of the offers."
+    permits = any(each.method == offers.PERMIT2 and each.chain.eip2612 for each in terms)
     problem = _challenge(
         settings,
         keys,
@@ -103,7 +104,7 @@ def for_credits(
         words,
         "Credits",
         refusal,
-        f"{{{DECLARED}}}",
+        f"{{{DECLARED},{DECLARED_PERMITS}}}" if permits else f"{{{DECLARED}}}",
     )
     problem.members["refund_policy"] = payout.policy(settings)
     required = loads(b64decode(problem.headers["PAYMENT-REQUIRED"]))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chain.errors import ChainError, Rejected
 from chain.networks import Asset
 from chain.rpc import Rpc
-from chain.schemes import eip3009, exact, permit2
+from chain.schemes import eip2612, eip3009, exact, permit2
 from gateway.errors import Problem
 from gateway.payments import offers
 from gateway.payments.journal import AuthKey
@@ -99,6 +99,8 @@ def order_of(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> 
     """Hold a payment against our own terms. Nothing of what the payer echoed is trusted."""
     chain = rails.chain_of(presented)
     auth, asset = presented.authorization, asset_of(chain, presented)
+    if isinstance(auth, permit2.Authorization) and not chain.eip2612:
+        auth = replace(auth, permit=None)
     opened = None
     if presented.offer is not None:
         opened = offers.unseal(
@@ -139,20 +141,26 @@ def order_of(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> 
 def refused_order(order: Order, error: ChainError) -> Problem:
     """``refused`` for an order at hand: what its payer can do is told with the order's numbers."""
     if isinstance(error, Rejected) and error.code == permit2.ALLOWANCE_REQUIRED:
-        return _allowance_required(order)
+        return _allowance_required(order, error)
     return refused(error)
 
 
-def _allowance_required(order: Order) -> Problem:
+def _allowance_required(order: Order, refusal: Rejected) -> Problem:
     """The payer has not let Permit2 move the token. Nothing was claimed, so the very same payment
     is good once it has."""
     auth, asset = order.auth, order.asset
+    said = do = ""
+    if isinstance(auth, permit2.Authorization) and auth.permit is not None:
+        said = f" ({refusal.detail})"
+    if order.chain.eip2612:
+        do = f", or sign the approval (EIP-2612, the extension {eip2612.KEY})"
     spender, token = checksum(permit2.PERMIT2), checksum(asset.address)
     return Problem(
         "PERMIT2_ALLOWANCE_REQUIRED",
         f"{checksum(auth.from_)} has not approved Permit2 ({spender}) for {auth.value_units} units "
-        f"of {asset.symbol} ({token}) on {order.chain.name}; nothing was sent. Approve, and send "
-        "the same request again while the payment is good, or pay with an offer that needs none.",
+        f"of {asset.symbol} ({token}) on {order.chain.name}{said}; nothing was sent. Approve{do}, "
+        "and send the same request again while the payment is good, or pay with an offer that "
+        "needs none.",
         members={
             "spender": spender,
             "token": token,

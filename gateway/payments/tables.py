@@ -60,7 +60,8 @@ payment = sa.Table(
 )
 
 # Claimed before anything is sent; whoever holds the row decides what the signature is used for.
-# "taken" rows are of transfers, not authorizations: which payment by Permit2 has it (journal.py).
+# "taken" rows are of transfers, not authorizations: which payment by Permit2 has it (journal.py);
+# "permit" rows of EIP-2612 permits: which payment was last sent with it (permits.py).
 authorization_use = sa.Table(
     "authorization_use",
     metadata,
@@ -68,7 +69,7 @@ authorization_use = sa.Table(
     sa.Column("asset", sa.Text, primary_key=True),
     sa.Column("payer", sa.Text, primary_key=True),
     sa.Column("nonce", sa.Text, primary_key=True),
-    sa.Column("decision", sa.Text, nullable=False),  # settle credits taken nothing
+    sa.Column("decision", sa.Text, nullable=False),  # settle credits taken nothing permit
     # With "credits": the id of the call's hold; with "nothing": empty.
     sa.Column("payment_id", sa.Text, nullable=False),
     sa.Column("content", sa.LargeBinary, nullable=False),  # hash of what was presented with it

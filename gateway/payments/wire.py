@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chain.errors import Rejected
-from chain.schemes import eip3009, exact
+from chain.schemes import eip2612, eip3009, exact
 from gateway.errors import Problem
 from gateway.fields import by_name
 from wallet_auth.strict import base64_bytes, json_object
@@ -23,6 +23,12 @@ MAX_HEADER_BYTES: Final = 24_000
 IDENTIFIER: Final = "payment-identifier"
 DECLARED: Final = f'"{IDENTIFIER}":{{"info":{{"required":false}},"schema":{{}}}}'
 """That identifiers are taken, as a member of a 402's ``extensions`` (JSON text)."""
+DECLARED_PERMITS: Final = (
+    f'"{eip2612.KEY}":{{"info":{{"description":"The approval of Permit2 may be signed (EIP-2612); '
+    f'its gas is paid here.","version":"{eip2612.VERSION}"}},"schema":{{"type":"object",'
+    '"required":["from","asset","spender","amount","nonce","deadline","signature","version"]}}'
+)
+"""That EIP-2612 permits are taken beside what is signed for Permit2, likewise."""
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")
 
 
@@ -84,7 +90,7 @@ def decode_object(body: dict[str, Any], *, permit2: bool = False) -> Presented:
 
 def _decode_v1(body: dict[str, Any]) -> Presented:
     scheme, network = _text(body, "scheme"), _text(body, "network")
-    return Presented(1, scheme, network, _authorization(scheme, body.get("payload"), False))
+    return Presented(1, scheme, network, _authorization(scheme, body, False))
 
 
 def _decode_v2(body: dict[str, Any], permit2: bool) -> Presented:
@@ -101,7 +107,7 @@ def _decode_v2(body: dict[str, Any], permit2: bool) -> Presented:
         version=2,
         scheme=scheme,
         network=_text(accepted, "network"),
-        authorization=_authorization(scheme, body.get("payload"), permit2),
+        authorization=_authorization(scheme, body, permit2),
         asset=_text(accepted, "asset").lower(),
         pay_to=_text(accepted, "payTo").lower(),
         amount=_text(accepted, "amount"),
@@ -132,13 +138,16 @@ def _text(table: dict[str, Any], name: str) -> str:
     return value
 
 
-def _authorization(scheme: str, payload: object, permit2: bool) -> exact.Authorization:
+def _authorization(scheme: str, body: dict[str, Any], permit2: bool) -> exact.Authorization:
+    payload = body.get("payload")
     if scheme != "exact":
         raise Problem("invalid_scheme", f"The scheme {scheme[:40]!r} is not accepted: exact.")
     if not permit2 and isinstance(payload, dict) and "permit2Authorization" in payload:
         raise Problem("invalid_scheme", "Permit2 is not accepted here: sign with EIP-3009.")
     try:
-        return exact.parse(payload) if permit2 else eip3009.parse(payload)
+        if not permit2:
+            return eip3009.parse(payload)
+        return exact.parse(payload, body.get("extensions"))
     except Rejected as error:
         # Malformed is 400; a well-formed signature that cannot be right is the payment's fault.
         raise Problem(error.code, error.detail) from None

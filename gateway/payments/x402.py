@@ -37,6 +37,7 @@ from gateway.payments import (
     in_hand,
     journal,
     offers,
+    permits,
     recover,
     remote,
     sponsor,
@@ -253,10 +254,9 @@ async def _hand_in(
     """Verify, and let the engine settle. ``job`` makes one for the payer's kind of account."""
     auth = order.auth
     if isinstance(auth, permit2.Authorization):
-        # Alone, and by ourselves: calldata tells its transfer, which others could mix.
-        await permit2.verify(rpc, order.asset, auth)
+        _, form = await permit2.settable(rpc, order.asset, auth)
         whose = await payer_chain_of(rpc, order)
-        return await engine.settle(rails, replace(job(whose), alone=True))
+        return await permits.settle(rails, order.asset, form, job(whose))  # by ourselves
     if await remote.usable(rails, order.chain):
         kind = await eip3009.verify(rpc, order.asset, auth, await _now_s(rails.db))
         whose = "" if kind == "key" else await payer_chain_of(rpc, order)

@@ -11,7 +11,7 @@ from gateway.limits import Client
 from gateway.middleware import Outgoing
 from gateway.node import Node
 from gateway.payments import challenge, offers
-from gateway.payments.wire import DECLARED, Presented
+from gateway.payments.wire import DECLARED, DECLARED_PERMITS, Presented
 from gateway.pricing.quote import Quote
 from gateway.proxy import replies, siwx, unpaid
 from gateway.proxy.identity import Headers
@@ -99,4 +99,6 @@ def asked_of(request: Request, price: Quote) -> offers.Asked:
 def _extensions(node: Node, request: Request, price: Quote) -> str:
     method, units = request.method, price.max_units
     beside = request.route.extensions.get(method, DECLARED)
+    if node.settings.takes_permits:
+        beside = f"{beside},{DECLARED_PERMITS}"
     return siwx.extension(node, method, request.target, request.tag, units, request.now_s, beside)

@@ -37,7 +37,7 @@ def buys(script: str, url: str, wallet: Wallet, *arguments: str) -> dict[str, An
 def gateway(launch: Launch, dialect: str) -> Gateway:
     """Of this test alone: it has what a network of the tests usually lacks."""
     made = launch(dialect, running=False)
-    made.chain_extra = "permit2 = true"
+    made.chain_extra = "permit2 = true\neip2612 = true"
     return made.start()
 
 
@@ -46,6 +46,7 @@ def test_one_that_prefers_permit2_pays_a_call(
     client: str, gateway: Gateway, api: Api, wallet: Wallet, cheap: str
 ) -> None:
     held, body = gateway.net.balance_units(wallet.address), '{"q": 1}'
+    # It cannot look at the chain, so it signs no permit and sends back what it was told.
     refused = buys(CHOOSERS[client], gateway.url + cheap, wallet, "POST", body)
     assert refused["status"] == 412, refused
     assert json.loads(refused["body"])["code"] == "PERMIT2_ALLOWANCE_REQUIRED"
@@ -99,5 +100,54 @@ def test_a_seller_that_takes_nothing_else_is_paid_by_a_stock_client(
     assert net.receipt(told["transaction"])["status"] == "0x1"
     assert net.balance_units(PAY_TO) == before + PRICE_UNITS
     assert net.balance_units(wallet.address) == held - PRICE_UNITS
+    (row,) = facilitator.payments(wallet.address)
+    assert (row["provider"], row["method"], row["state"]) == ("facilitator", "permit2", "succeeded")
+
+
+# --- a wallet that never approved anything and has no gas -----------------------------------------
+
+
+def of_nothing_but_usdc(net: Devnet, wallet: Wallet) -> None:
+    assert net.rpc("eth_getBalance", wallet.address, "latest") == "0x0"
+    assert net.rpc("eth_getTransactionCount", wallet.address, "latest") == "0x0"
+
+
+@pytest.mark.parametrize("client", CHOOSERS)
+def test_one_without_gas_signs_the_approval_and_pays_calls(
+    client: str, gateway: Gateway, api: Api, wallet: Wallet, target: str
+) -> None:
+    """Two calls: the second permit has the next nonce of the token."""
+    net = gateway.net
+    of_nothing_but_usdc(net, wallet)
+    held = net.balance_units(wallet.address)
+    got = pay(
+        "", gateway.url + target, wallet.key, "GET", "", "2", net.rpc_url, script=CHOOSERS[client]
+    )
+    assert [each["status"] for each in got] == [200, 200], got
+    assert api.calls(target) == 2
+    assert net.balance_units(wallet.address) == held - 2 * PRICE_UNITS
+    of_nothing_but_usdc(net, wallet)
+    rows = gateway.payments(wallet.address)
+    assert [(row["method"], row["state"]) for row in rows] == [("permit2", "succeeded")] * 2
+    assert gateway.transfers(wallet.address) == 2 * [
+        ("mint", PRICE_UNITS, "x402"),
+        ("capture", PRICE_UNITS, None),
+    ]
+
+
+@pytest.mark.parametrize("client", CHOOSERS)
+def test_a_seller_that_declares_it_is_paid_without_gas(
+    client: str, facilitator: Gateway, seller: str, wallet: Wallet
+) -> None:
+    net = facilitator.net
+    of_nothing_but_usdc(net, wallet)
+    before = net.balance_units(PAY_TO)
+    url = f"{seller}/sponsored"
+    got = buys(CHOOSERS[client], url, wallet, "GET", "", "1", net.rpc_url)
+    assert got["status"] == 200, (got, facilitator.log[-2000:])
+    told = decode(got["headers"]["payment-response"])
+    assert net.receipt(told["transaction"])["status"] == "0x1"
+    assert net.balance_units(PAY_TO) == before + PRICE_UNITS
+    of_nothing_but_usdc(net, wallet)
     (row,) = facilitator.payments(wallet.address)
     assert (row["provider"], row["method"], row["state"]) == ("facilitator", "permit2", "succeeded")

@@ -28,6 +28,10 @@ const byPermit2 = {
     extra: { name: "USDC", version: "2", assetTransferMethod: "permit2" },
   },
 };
+const eip2612GasSponsoring = {
+  info: { description: "Permits are taken", version: "1" },
+  schema: { type: "object" },
+};
 let served = 0;
 
 const app = express();
@@ -36,12 +40,13 @@ app.use(
     {
       "GET /paid": { accepts: { scheme: "exact", price: "$0.01", network: NETWORK, payTo } },
       "GET /permit2": { accepts: byPermit2 },
+      "GET /sponsored": { accepts: byPermit2, extensions: { eip2612GasSponsoring } },
       "GET /metered/:came": { accepts: { scheme: "upto", price: "$0.05", network: NETWORK, payTo } },
     },
     server,
   ),
 );
-for (const path of ["/paid", "/permit2"]) {
+for (const path of ["/paid", "/permit2", "/sponsored"]) {
   app.get(path, (req, res) => res.json({ served: (served += 1) }));
 }
 app.get("/metered/:came", (req, res) => {

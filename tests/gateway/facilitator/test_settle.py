@@ -77,7 +77,7 @@ async def test_what_is_supported(chain_net: Devnet, sqlite_url: str) -> None:
             {"x402Version": 2, "scheme": "exact", "network": "eip155:84532"},
             {"x402Version": 1, "scheme": "exact", "network": "base-sepolia"},
         ],
-        "extensions": [],
+        "extensions": ["eip2612GasSponsoring"],
         "signers": {"eip155:*": [chain_net.settler.address]},
     }
 

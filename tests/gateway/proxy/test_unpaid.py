@@ -30,6 +30,7 @@ SHOPS = [
     settings_for(stripe={"secret_key": "sk_test_x", "webhook_secret": "whsec_x"}),
     settings_for(credits={"per_usd": 1_000}),
     settings_for(chains={"base-sepolia": CHAIN | {"permit2": True}, "base": CHAIN}),
+    settings_for(chains={"base": CHAIN | {"permit2": True, "eip2612": True}}),
     # Nothing settles here, so there is nothing to offer.
     settings_for(chains={"base-sepolia": {n: CHAIN[n] for n in ("rpc", "pay_to")}}),
 ]
