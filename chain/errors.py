@@ -11,8 +11,9 @@
 it has one, or one of ours: ``asset_paused``, ``payer_blocked`` (the token's own switches),
 ``nonce_taken`` (the chain nonce of a raw transaction was used by another one) and
 ``transaction_refused`` (a raw transaction that no block can ever hold).
-``Unavailable.code`` begins with ``rpc_``, or is ``gas_account_empty``, ``underpriced`` or
-``gas_price_too_high``. ``detail`` is for people and never holds a key or a whole RPC address.
+``Unavailable.code`` begins with ``rpc_``, or is ``gas_account_empty``, ``underpriced``,
+``gas_price_too_high`` or one of chain/rollup.py. ``detail`` is for people and never holds a key or
+a whole RPC address.
 """
 
 from __future__ import annotations

@@ -38,7 +38,10 @@ class Finality:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """One EVM network. ``v1_name`` is the short name in x402 version 1, if it has one."""
+    """One EVM network. ``v1_name`` is the short name in x402 version 1, if it has one.
+
+    ``op_stack``: a rollup that charges for data on L1 besides gas (chain/rollup.py).
+    """
 
     name: str
     caip2: str
@@ -48,6 +51,7 @@ class Network:
     assets: tuple[Asset, ...]
     explorer_tx: str  # a URL with {tx}
     finality: Finality
+    op_stack: bool = False
 
     @property
     def usdc(self) -> Asset:
@@ -80,6 +84,7 @@ NETWORKS: Final[dict[str, Network]] = {
             assets=_usdc("0x833589fcd6edb6e08f4c7c32d4f71b54bda02913", "USD Coin"),
             explorer_tx="https://basescan.org/tx/{tx}",
             finality=_ROLLUP,
+            op_stack=True,
         ),
         Network(
             name="base-sepolia",
@@ -90,6 +95,7 @@ NETWORKS: Final[dict[str, Network]] = {
             assets=_usdc("0x036cbd53842c5426634e7929541ec2318f3dcf7e", "USDC"),
             explorer_tx="https://sepolia.basescan.org/tx/{tx}",
             finality=_ROLLUP,
+            op_stack=True,
         ),
         Network(
             name="arbitrum",
@@ -110,6 +116,7 @@ NETWORKS: Final[dict[str, Network]] = {
             assets=_usdc("0x0b2c639c533813f4aa9d7837caf62653d097ff85", "USD Coin"),
             explorer_tx="https://optimistic.etherscan.io/tx/{tx}",
             finality=_ROLLUP,
+            op_stack=True,
         ),
         Network(
             name="polygon",

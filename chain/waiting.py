@@ -9,6 +9,7 @@ from typing import Any, TypeVar, overload
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
+D = TypeVar("D")
 
 
 @overload
@@ -17,6 +18,10 @@ async def all_of(one: Awaitable[A], two: Awaitable[B], /) -> tuple[A, B]: ...
 async def all_of(
     one: Awaitable[A], two: Awaitable[B], three: Awaitable[C], /
 ) -> tuple[A, B, C]: ...
+@overload
+async def all_of(
+    one: Awaitable[A], two: Awaitable[B], three: Awaitable[C], four: Awaitable[D], /
+) -> tuple[A, B, C, D]: ...
 async def all_of(*questions: Awaitable[Any]) -> tuple[Any, ...]:
     """The results in their order, or the first fault there is.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 from gateway.errors import Problem
+from gateway.money import format_usd
 from gateway.price_table import table
 from gateway.sections import Section
 from gateway.settings import NO_EFFECT, Chain, Settings, Upstream
@@ -244,6 +245,7 @@ async def _chain(settings: Settings, chain: Chain) -> AsyncIterator[Finding]:
             yield finding
         async for finding in _settlers(chain, rpc):
             yield finding
+        yield await _worth(chain, rpc)
         yield await _batching(chain, rpc)
         if chain.permit2:
             yield await _permit2(chain, rpc)
@@ -331,6 +333,31 @@ async def _settlers(chain: Chain, rpc: Rpc) -> AsyncIterator[Finding]:
         wei = rpc.quantity(await rpc.call("eth_getBalance", [sender, "latest"]))
         text = f"{checksum(sender)} has {wei // 10**12 / 10**6:f} of the gas coin"
         yield Finding(name, "ok" if wei >= GAS_FLOOR_WEI else "fail", text)
+
+
+async def _worth(chain: Chain, rpc: Rpc) -> Finding:
+    """Whether the smallest payment is worth its gas, at the price of now."""
+    from chain import rollup
+    from chain.errors import Unavailable
+    from chain.sender import market
+    from gateway.payments import worth
+
+    byte_wei, asides = 0, []
+    try:
+        byte_wei = await rollup.byte_wei(rpc)
+    except Unavailable as error:
+        asides.append(f"; without its data on L1: {error.detail}")
+    gwei = worth.settlement_gwei(await market(rpc, chain.pay_to), byte_wei)
+    text = f"a settlement costs {gwei} gwei now"
+    cost, least = worth.cost_units(chain, gwei), worth.floor_units(chain, gwei)
+    if cost is None:
+        asides.append("; set native_usd, so that no offer is below three times that")
+    else:
+        text += f", {format_usd(cost)}; min_onchain is {format_usd(chain.min_onchain_units)}"
+    state: State = "warn" if asides and not chain.network.testnet else "ok"
+    if least > chain.min_onchain_units:
+        text, state = f"{text} and should be at least three times that", "fail"
+    return Finding(f"gas price {chain.name}", state, text + "".join(asides))
 
 
 async def _batching(chain: Chain, rpc: Rpc) -> Finding:

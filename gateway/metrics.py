@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from chain import endpoints
 from gateway import __version__, observe
 from gateway.db import Database, DatabaseUnavailable, Tx
-from gateway.payments import exposure, gas, remote
+from gateway.payments import exposure, gas, remote, worth
 
 if TYPE_CHECKING:
     from gateway.node import Node
@@ -132,6 +132,17 @@ def _process(node: Node) -> Iterator[Family]:
     if resting:
         meaning = "This process: 1 if the other facilitator is passed over now."
         yield Family("facilitator_passed_over", meaning, resting)
+    unknown = [
+        Sample(
+            int(worth.data_fault(node.rails, chain) is not None),
+            {"network": chain.caip2},
+        )
+        for chain in node.settings.chains
+        if chain.network.op_stack
+    ]
+    if unknown:
+        meaning = "This process: 1 if what a rollup takes for data on L1 cannot be known now."
+        yield Family("l1_data_price_unknown", meaning, unknown)
 
 
 # -- what all nodes know ---------------------------------------------------------------------------
@@ -143,6 +154,7 @@ async def _database(node: Node, tx: Tx) -> list[Family]:
         *await _pending(tx, now_ms),
         *await _holds(tx, now_ms),
         *await _gas(node, tx, now_ms),
+        *await _worth(node, tx),
         *await _provisional(node, tx),
         *await _compared(tx, now_ms),
     ]
@@ -231,6 +243,44 @@ async def _gas(node: Node, tx: Tx, now_ms: int) -> list[Family]:
             "gas_budget_spent",
             "From the database: 1 if nothing is sent for now because gas_per_hour is used up.",
             paused,
+        ),
+    ]
+
+
+async def _worth(node: Node, tx: Tx) -> list[Family]:
+    gwei, units, floor, withheld = [], [], [], []
+    for chain in node.settings.chains:
+        network = {"network": chain.caip2}
+        noted = await worth.noted_gwei(tx, chain)
+        if noted is None:
+            continue
+        gwei.append(Sample(noted, network))
+        cost = worth.cost_units(chain, noted)
+        if cost is not None:
+            least = worth.floor_units(chain, noted)
+            units.append(Sample(cost, network))
+            floor.append(Sample(least, network))
+            withheld.append(Sample(int(least > chain.min_onchain_units), network))
+    return [
+        Family(
+            "settlement_cost_gwei",
+            "From the database: what one payment costs to settle, at the price of the last look.",
+            gwei,
+        ),
+        Family(
+            "settlement_cost_units",
+            "From the database: the same in units of $0.000001, by the setting native_usd.",
+            units,
+        ),
+        Family(
+            "offer_floor_units",
+            "From the database: nothing below this is offered now: three times that cost.",
+            floor,
+        ),
+        Family(
+            "offers_withheld",
+            "From the database: 1 if that is more than min_onchain, so that offers are withheld.",
+            withheld,
         ),
     ]
 

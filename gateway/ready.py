@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 from chain.errors import ChainError
 from chain.survey import survey
 from gateway.db import DatabaseUnavailable
-from gateway.payments import gas, remote
+from gateway.money import format_usd
+from gateway.payments import gas, remote, worth
 
 if TYPE_CHECKING:
     from gateway.node import Node
@@ -72,8 +73,8 @@ async def look(node: Node) -> Readiness:
     """The database answers and the writer lives.
 
     A chain that does not answer is reported and does not make the gateway unready: only
-    purchases on it are refused. So is a gas account that is low, empty or stuck. Nor does Redis:
-    limits are counted per process until it answers.
+    purchases on it are refused. So is a gas account that is low, empty or stuck, and gas so dear
+    that some offers are withheld. Nor does Redis: limits are counted per process until it answers.
     """
     checks: dict[str, str] = {"writer": "ok" if node.writer.alive else "stopped"}
     try:
@@ -100,6 +101,11 @@ async def look(node: Node) -> Readiness:
         if chain.facilitator:
             # Said, and no reason either: meanwhile payments are settled here.
             checks[f"{chain.caip2} facilitator"] = remote.standing(node.rails, chain)
+        fault = worth.data_fault(node.rails, chain)
+        if fault is not None:
+            checks[f"{chain.caip2} data on L1"] = fault
+    for caip2, units in node.rails.floors:
+        checks[f"{caip2} offers"] = f"none below {format_usd(units)}: gas is dear"
     with suppress(DatabaseUnavailable):  # said above already
         checks |= {f"gas {where}": what for where, what in (await gas.standing(node.rails)).items()}
     return Readiness(ready, checks)

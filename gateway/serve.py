@@ -17,7 +17,7 @@ from gateway.app import build, closing, open_node
 from gateway.forms import Listen
 from gateway.node import Node
 from gateway.observe import log, set_up
-from gateway.payments import in_hand
+from gateway.payments import in_hand, worth
 from gateway.proxy import leases
 from gateway.settings import Server, Settings
 
@@ -194,6 +194,7 @@ async def run(
     tasks = [
         asyncio.create_task(leases.renewing(node)),
         asyncio.create_task(in_hand.renewing(node.rails, node.stopping)),
+        asyncio.create_task(worth.following(node.rails, node.stopping)),
     ]
     if again is not None:
         tasks.append(asyncio.create_task(reload.at_signals(node, again)))

@@ -49,7 +49,6 @@ from gateway.sections import External, Section
 NO_EFFECT: Final = frozenset(
     {
         ("Server", "pages_url"),
-        ("Chain", "native_usd_units"),
     }
 )
 """Settings that are read and checked, and that nothing follows from in this version.
@@ -216,9 +215,10 @@ class Chain(Section):
     min_onchain_units: Annotated[Units, Field(ge=1)] = Field(10_000, alias="min_onchain")
     """Smallest single settlement; the value of ``[credits]`` unless given here."""
     native_usd_units: Annotated[
-        int | None, BeforeValidator(lambda v: None if v == "" else forms.usd_units(v))
+        Annotated[int, Field(ge=1)] | None,
+        BeforeValidator(lambda v: None if v == "" else forms.usd_units(v)),
     ] = Field(None, alias="native_usd")
-    """Price of one whole gas coin. None on test networks."""
+    """What one whole gas coin is worth. None: what is offered does not hang on gas."""
     mint_at: MintAt = MintAt.model_validate({})
     exposure_limit_units: Annotated[Units, Field(ge=1)] = Field(200_000_000, alias="exposure_limit")
     """Most that may be minted and not yet safe, over all wallets; above it mints wait."""

@@ -30,6 +30,7 @@ def for_call(
     description: str = "",
     refusal: Problem | None = None,
     extensions: str = "",
+    floors: offers.Floors = (),
 ) -> Problem:
     """The 402 of a priced route.
 
@@ -37,11 +38,12 @@ def for_call(
     ``needed_units`` what the call may cost, if that is more than its price now. ``at_most``: the
     price is the most it can cost, and what it does not use stays the payer's. ``refusal`` is a
     payment that was just refused: its code and words are kept, and the offers come anew.
-    ``extensions``: those of x402 v2, as JSON text.
+    ``extensions``: those of x402 v2, as JSON text. ``floors``: below which nothing is offered now.
     """
     needed = needed_units if needed_units is not None else asked.price_units
     shortfall = max(needed - (balance_units or 0), 0)
-    terms = offers.terms_for_call(settings, needed, shortfall)
+    terms = offers.terms_for_call(settings, needed, shortfall, floors)
+    usual = offers.terms_for_call(settings, needed, shortfall) if floors else terms
     cost = f"This call costs {'at most ' if at_most else ''}{_both(settings, needed)}."
     if at_most:
         cost += " So much is held before it; what it does not use stays the payer's credits."
@@ -62,9 +64,13 @@ def for_call(
             f" The smallest payment settled is {format_usd(terms[0].amount_units)}: what the call "
             f"leaves of it, {_both(settings, change)}, stays as the payer's credits."
         )
+    withheld = _withheld(usual, floors)
+    words += _dear(settings, withheld)
     problem = _challenge(
         settings, keys, asked, now_s, terms, code, words, description, refusal, extensions
     )
+    if withheld:
+        problem.members |= {"withheld": withheld, "pay": _ways(settings, usual)}
     problem.members["credits"] = {
         "price": format_credits(needed, settings.credits.per_usd),
         "price_units": needed,
@@ -86,14 +92,19 @@ def for_credits(
     amount_units: int,
     *,
     refusal: Problem | None = None,
+    floors: offers.Floors = (),
 ) -> Problem:
     """The 402 of ``credits/purchase``: exactly the amount that was asked for.
 
-    Its body has all of it, for clients that neither read nor set header fields.
+    Its body has all of it, for clients that neither read nor set header fields. ``floors``: below
+    which nothing is offered now.
     """
-    terms = offers.terms_for_credits(settings, amount_units)
+    usual = offers.terms_for_credits(settings, amount_units)
+    terms = offers.terms_for_credits(settings, amount_units, floors) if floors else usual
+    withheld = _withheld(usual, floors)
     words = f"{_both(settings, amount_units)} to buy: pay with one of the offers."
     permits = any(each.method == offers.PERMIT2 and each.chain.eip2612 for each in terms)
+    words += _dear(settings, withheld)
     problem = _challenge(
         settings,
         keys,
@@ -107,6 +118,8 @@ def for_credits(
         f"{{{DECLARED},{DECLARED_PERMITS}}}" if permits else f"{{{DECLARED}}}",
     )
     problem.members["refund_policy"] = payout.policy(settings)
+    if withheld:
+        problem.members |= {"withheld": withheld, "pay": _ways(settings, usual)}
     required = loads(b64decode(problem.headers["PAYMENT-REQUIRED"]))
     problem.members["payment_required"] = required
     if required["accepts"]:  # each offer's own token is one too (two_step.py)
@@ -120,6 +133,35 @@ def for_credits(
     by_body = NextAction("POST", with_header.url, in_body, with_header.do, body=payload)
     problem.next_actions = (with_header, by_body)
     return problem
+
+
+def _withheld(usual: Sequence[offers.Terms], floors: offers.Floors) -> list[dict[str, Any]]:
+    """What is not offered now although it usually is, because of what gas costs. A transfer that
+    the payer sends itself (``pay.usdc``) is taken all the same: its gas is the payer's."""
+    dear = {
+        each.chain.caip2
+        for each in usual
+        if each.amount_units < offers.floor_units(floors, each.chain.caip2, each.method)
+    }
+    return [
+        {
+            "network": caip2,
+            "reason": "gas_price",
+            "below_usd": format_usd(units),
+            "below_units": units,
+        }
+        for caip2, units in floors
+        if caip2 in dear
+    ]
+
+
+def _dear(settings: Settings, withheld: Sequence[dict[str, Any]]) -> str:
+    """The same in words, for whoever is shown the offers that are left."""
+    return "".join(
+        f" Gas is dear on {settings.chain(each['network']).name} now: payments below "
+        f"{each['below_usd']} are not settled there until it is cheaper."
+        for each in withheld
+    )
 
 
 def _both(settings: Settings, units: int) -> str:

@@ -30,7 +30,7 @@ from chain.sender import Market, Prepared
 from chain.waiting import all_of
 from gateway.db import CommitUnknown, DatabaseUnavailable, Tx, transact
 from gateway.observe import log
-from gateway.payments import gas, journal, nonces
+from gateway.payments import gas, journal, nonces, worth
 from gateway.payments.gas import GasAccount
 from gateway.payments.lane import Begun, Handed, Job, Lane, Waiting
 from gateway.payments.nonces import Call
@@ -181,18 +181,18 @@ class _Sendable:
     again: list[Waiting]  # neither refused nor sent: each goes alone next
     gas_limit: int
     now: Market
+    l1_byte_wei: int
 
 
 async def _send(rails: Rails, chain: Chain, lane: Lane, batch: list[Waiting]) -> list[Waiting]:
     """Simulate, claim, sign, store, hand over. Returns who is to be tried alone."""
     account = await gas.choose(rails, chain, _only_sender(batch))
     rpc = rails.rpcs[chain.caip2]
-    ready = await _ready(rpc, lane, account, batch)
+    ready = await _ready(rails, chain, lane, account, batch)
     if not ready.jobs:
         return ready.again
     fees = ready.now.fees(ready.gas_limit, gas.most_wei(chain))
     inorder = sorted(ready.jobs, key=lambda waiting: waiting.job.spends)
-    cost = gas.expected_gwei(ready.gas_limit, ready.now)
 
     async def work(tx: Tx) -> tuple[list[Waiting], Prepared | None]:
         now_ms = await tx.now_ms()
@@ -201,10 +201,11 @@ async def _send(rails: Rails, chain: Chain, lane: Lane, batch: list[Waiting]) ->
         if not mine:
             return [], None
         calls = [waiting.job.call for waiting in mine]
+        to, data = _together(calls)
+        cost = gas.expected_gwei(ready.gas_limit, ready.now, ready.l1_byte_wei * _size(data))
         nonce = await nonces.allot(
             tx, chain.caip2, account.address, fees.nonce, calls, now_ms, cost
         )
-        to, data = _together(calls)
         prepared = sender.sign(account.key, chain.network.chain_id, nonce, to, data, fees)
         await nonces.store(tx, prepared, now_ms)
         return mine, prepared
@@ -230,6 +231,11 @@ def _only_sender(batch: Sequence[Waiting]) -> str | None:
     return upto.sender_of(batch[0].job.call.to, batch[0].job.call.data)
 
 
+def _size(data: bytes) -> int:
+    """Bytes of a signed transaction with this calldata, at most."""
+    return worth.ENVELOPE_BYTES + len(data)
+
+
 def _together(calls: Sequence[Call]) -> tuple[str, bytes]:
     """One call that makes all these. Each fails by itself only."""
     if len(calls) == 1:
@@ -247,20 +253,24 @@ async def _hand_over(rpc: Rpc, prepared: Prepared) -> None:
         log.info("transaction %s: %s; it is looked at again", prepared.tx_hash, error)
 
 
-async def _ready(rpc: Rpc, lane: Lane, account: GasAccount, batch: list[Waiting]) -> _Sendable:
+async def _ready(
+    rails: Rails, chain: Chain, lane: Lane, account: GasAccount, batch: list[Waiting]
+) -> _Sendable:
     """Ask the chain who of a batch would succeed now, and what that takes. The others are told."""
+    rpc = rails.rpcs[chain.caip2]
     unknown = [waiting for waiting in batch if not waiting.job.code_known]
-    simulated, now, codes = await all_of(
+    simulated, now, codes, l1_byte_wei = await all_of(
         _simulated(rpc, lane, account, batch),
         sender.market(rpc, account.address, account.known),
         multicall.having_code(rpc, [waiting.job.payer for waiting in unknown]),
+        worth.byte_wei(rails, rpc, chain),
     )
     with_code = [waiting for waiting, code in zip(unknown, codes, strict=True) if code]
     for waiting in with_code:
         _tell([waiting], PayerHasCode())
     jobs = [waiting for waiting in simulated.jobs if waiting not in with_code]
     alone = [waiting for waiting in simulated.again if waiting not in with_code]
-    return _Sendable(jobs, alone, simulated.gas_limit, now)
+    return _Sendable(jobs, alone, simulated.gas_limit, now, l1_byte_wei)
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,11 +411,13 @@ async def again(rails: Rails, chain: Chain, payment_id: str, sent: Sequence[Prep
     async with rails.db.read() as tx:
         call = await nonces.call_for(tx, payment_id, sent[0])
     account = await gas.choose(rails, chain, upto.sender_of(call.to, call.data))
-    limit, now = await all_of(
+    limit, now, l1_byte_wei = await all_of(
         sender.gas_limit(rpc, account.address, call.to, call.data),
         sender.market(rpc, account.address, account.known),
+        worth.byte_wei(rails, rpc, chain),
     )
     fees = now.fees(limit, gas.most_wei(chain))
+    cost = gas.expected_gwei(limit, now, l1_byte_wei * _size(call.data))
 
     async def work(tx: Tx) -> Prepared | None:
         payment = await journal.by_id(tx, payment_id, lock=True)
@@ -413,7 +425,6 @@ async def again(rails: Rails, chain: Chain, payment_id: str, sent: Sequence[Prep
         if payment is None or payment.state != "processing" or len(before) != len(sent):
             return None
         now_ms = await tx.now_ms()
-        cost = gas.expected_gwei(limit, now)
         nonce = await nonces.allot(
             tx, chain.caip2, account.address, fees.nonce, [call], now_ms, cost
         )

@@ -18,7 +18,7 @@ from chain.errors import ChainError, Rejected, Unavailable, Unknown
 from chain.rpc import Rpc
 from gateway.db import Tx, transact
 from gateway.observe import log
-from gateway.payments import gas, nonces
+from gateway.payments import gas, nonces, worth
 from gateway.payments.gas import GasAccount
 from gateway.payments.rails import Rails
 from gateway.settings import Chain
@@ -75,7 +75,8 @@ async def _use_up(
     limit = await sender.gas_limit(rpc, account.address, account.address, b"")
     now = await sender.market(rpc, account.address)
     fees = now.fees(limit, gas.most_wei(chain))
-    cost = gas.expected_gwei(limit, now)
+    data_wei = worth.ENVELOPE_BYTES * await worth.byte_wei(rails, rpc, chain)
+    cost = gas.expected_gwei(limit, now, data_wei)
     for number in numbers:
         nothing = sender.sign(
             account.key, chain.network.chain_id, number, account.address, b"", fees

@@ -19,7 +19,7 @@ from chain.rpc import Rpc
 from chain.sender import Market, Prepared
 from gateway.db import Row, Tx, transact
 from gateway.observe import log
-from gateway.payments import journal, nonces
+from gateway.payments import journal, nonces, worth
 from gateway.payments.nonces import Open
 from gateway.payments.rails import Rails
 from gateway.settings import Chain
@@ -31,6 +31,7 @@ STANDINGS: Final = ("ok", "low", "empty", "stuck")
 LOW: Final = 20  # settlements that a gas account should be good for
 USUAL_GAS: Final = 130_000  # of one settlement, generously
 NOTE_EVERY_MS: Final = 60_000
+_CLOSELY: Final = 6  # times as often where offers hang on what gas costs
 _AT_ONCE: Final = 50
 _TEND_LEASE_MS: Final = 10_000
 _PATIENCE_MS: Final = 1_500  # before a transaction that nodes do not show is handed over again
@@ -198,9 +199,10 @@ def cost_gwei(receipt: Receipt) -> int:
     return min(-(-wei // _GWEI), _MOST_GWEI)
 
 
-def expected_gwei(gas_limit: int, now: Market) -> int:
-    """What a transaction will cost about, at the price of now."""
-    return -(-gas_limit * (now.base_wei + now.tip_wei) // _GWEI)
+def expected_gwei(gas_limit: int, now: Market, l1_wei: int) -> int:
+    """What a transaction will cost about, at the price of now; ``l1_wei`` of it for its data."""
+    wei = gas_limit * (now.base_wei + now.tip_wei) + l1_wei
+    return min(-(-wei // _GWEI), _MOST_GWEI)
 
 
 # -- looking after what was signed -----------------------------------------------------------------
@@ -369,7 +371,8 @@ async def _note(  # noqa: PLR0917
     """What ``choose`` and ``/readyz`` go by: the balance, the price, and whether it is stuck."""
     stuck = bool(later) and later[0].at_ms <= now_ms - 2 * overdue_ms(rpc, chain)
     wei = rpc.quantity(await rpc.call("eth_getBalance", [address, "latest"]))
-    need = expected_gwei(USUAL_GAS, now)
+    byte_wei = await worth.byte_wei(rails, rpc, chain)
+    need = expected_gwei(USUAL_GAS, now, worth.SETTLE_BYTES * byte_wei)
     if wei // _GWEI < LOW * need:
         log.error("%s: gas account %s is low: %d gwei", chain.name, address, wei // _GWEI)
     async with rails.db.write() as tx:
@@ -384,11 +387,12 @@ async def _note(  # noqa: PLR0917
             int(stuck),
             now_ms,
         )
+        await worth.note(tx, chain, worth.settlement_gwei(now, byte_wei), now_ms)
 
 
 async def tend_all(rails: Rails) -> None:
     """One round for the background loop: every gas account that has something under way, and each
-    once a minute for its balance."""
+    once a minute for its balance and the price of gas; more often where offers hang on that."""
     for chain in rails.settings.chains:
         rpc = rails.rpcs[chain.caip2]
         for account in accounts(chain):
@@ -420,6 +424,9 @@ async def _is_due(rails: Rails, chain: Chain, address: str) -> bool:
             )
         return True
     late = oldest_ms is not None and oldest_ms <= now_ms - _PATIENCE_MS
-    # One that is short is watched more closely: somebody is on the way to refill it.
-    every_ms = NOTE_EVERY_MS // 12 if _is_short(row, LOW) else NOTE_EVERY_MS
+    every_ms = NOTE_EVERY_MS
+    if chain.native_usd_units is not None:
+        every_ms //= _CLOSELY
+    if _is_short(row, LOW):  # somebody is on the way to refill it
+        every_ms = min(every_ms, NOTE_EVERY_MS // 12)
     return late or row["noted_ms"] <= now_ms - every_ms

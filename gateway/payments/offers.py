@@ -223,69 +223,90 @@ class Same:
         return isinstance(other, Same) and other.settings is self.settings
 
 
-def terms_for_call(settings: Settings, price_units: int, shortfall_units: int) -> tuple[Terms, ...]:
+Floors = tuple[tuple[str, int], ...]
+"""Where gas is dear now: the CAIP-2 id of a network, and the least amount in units that is worth a
+settlement there (worth.py). Networks whose ``min_onchain`` is worth it do not stand here."""
+PERMIT2_GAS: Final = 2  # times what a payment by EIP-3009 takes
+
+
+def terms_for_call(
+    settings: Settings, price_units: int, shortfall_units: int, floors: Floors = ()
+) -> tuple[Terms, ...]:
     """Every way to pay for a call: this call first, then the packs that cover what is missing.
 
     The call's own offer is at least the chain's ``min_onchain``; what the call does not use of it
     stays as the payer's credits. A pack smaller than the shortfall would be paid and refused. By
     Permit2 the call can be paid where that is on, last: it costs an approval and more gas.
+
+    Nothing is offered below its network's floor. The call is then offered at the smallest pack that
+    is not, so that its terms do not move with every price of gas, or not at all.
     """
     packs = tuple(units for units in settings.credits.packs_units if units >= shortfall_units)
-    return _terms_for_call(Same(settings), price_units, packs)
+    return _terms_for_call(Same(settings), price_units, packs, floors)
 
 
 @lru_cache(maxsize=256)
 def _terms_for_call(
-    same: Same, price_units: int, packs_units: tuple[int, ...]
+    same: Same, price_units: int, packs_units: tuple[int, ...], floors: Floors
 ) -> tuple[Terms, ...]:
     settings = same.settings
-    calls = [
-        Terms(
-            chain,
-            chain.network.usdc.address,
-            chain.pay_to,
-            max(price_units, chain.min_onchain_units),
-            CALL,
-            settings.server.offer_timeout_s,
-        )
-        for chain in settings.chains
-        if chain.settler_key is not None
-    ]
+    calls = _calls(settings, price_units, floors, EIP3009)
     first = {(terms.chain.caip2, terms.amount_units) for terms in calls}
     packs = [
         terms
         for units in packs_units
-        for terms in by_eip3009(settings, units)
+        for terms in by_eip3009(settings, units, floors)
         if (terms.chain.caip2, terms.amount_units) not in first
     ]
-    return (*calls, *packs, *_by_permit2(calls))
+    return (*calls, *packs, *_calls(settings, price_units, floors, PERMIT2))
 
 
-def _by_permit2(terms: Iterable[Terms]) -> list[Terms]:
-    """The same once more, for the networks where our sales take Permit2."""
-    return [replace(each, method=PERMIT2) for each in terms if each.chain.permit2]
+def _calls(settings: Settings, price_units: int, floors: Floors, method: str) -> list[Terms]:
+    """The offers for one call itself, one for each network that settles by ``method``."""
+    found = []
+    for chain in settings.chains:
+        if chain.settler_key is None or (method == PERMIT2 and not chain.permit2):
+            continue
+        units = max(price_units, chain.min_onchain_units)
+        least = floor_units(floors, chain.caip2, method)
+        if units < least:
+            packs = (pack for pack in settings.credits.packs_units if pack >= max(units, least))
+            units = next(packs, 0)
+        if units:
+            found.append(_terms(settings, chain, units, CALL, method))
+    return found
 
 
-def terms_for_credits(settings: Settings, amount_units: int) -> list[Terms]:
+def floor_units(floors: Floors, network: str, method: str = EIP3009) -> int:
+    """The least that is offered on a network now; 0: whatever its settings say."""
+    least = next((units for caip2, units in floors if caip2 == network), 0)
+    return least * PERMIT2_GAS if method == PERMIT2 else least
+
+
+def terms_for_credits(settings: Settings, amount_units: int, floors: Floors = ()) -> list[Terms]:
     """The ways to buy exactly this amount of credits."""
-    usual = by_eip3009(settings, amount_units)
-    return [*usual, *_by_permit2(usual)]
+    usual = by_eip3009(settings, amount_units, floors)
+    by_permit2 = [
+        replace(each, method=PERMIT2)
+        for each in usual
+        if each.chain.permit2 and amount_units >= floor_units(floors, each.chain.caip2, PERMIT2)
+    ]
+    return [*usual, *by_permit2]
 
 
-def by_eip3009(settings: Settings, amount_units: int) -> list[Terms]:
+def by_eip3009(settings: Settings, amount_units: int, floors: Floors = ()) -> list[Terms]:
     """Those of them that every client speaks."""
     return [
-        Terms(
-            chain,
-            chain.network.usdc.address,
-            chain.pay_to,
-            amount_units,
-            CREDITS,
-            settings.server.offer_timeout_s,
-        )
+        _terms(settings, chain, amount_units, CREDITS, EIP3009)
         for chain in settings.chains
-        if chain.settler_key is not None and amount_units >= chain.min_onchain_units
+        if chain.settler_key is not None
+        and amount_units >= max(chain.min_onchain_units, floor_units(floors, chain.caip2))
     ]
+
+
+def _terms(settings: Settings, chain: Chain, units: int, purpose: str, method: str) -> Terms:
+    asset, timeout_s = chain.network.usdc.address, settings.server.offer_timeout_s
+    return Terms(chain, asset, chain.pay_to, units, purpose, timeout_s, method)
 
 
 def requirements(terms: Terms, token: str) -> str:

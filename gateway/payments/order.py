@@ -108,7 +108,7 @@ def order_of(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> 
         )
         terms = opened.terms
     else:
-        terms = _matching(rails.settings, chain, presented, came)
+        terms = _matching(rails, chain, presented, came)
     if came.amount_units not in (None, terms.amount_units):
         raise Problem(
             "invalid_exact_evm_payload_authorization_value_mismatch",
@@ -206,22 +206,25 @@ def _candidates(chain: Chain, presented: Presented) -> list[offers.Terms]:
     ]
 
 
-def _matching(
-    settings: Settings, chain: Chain, presented: Presented, came: CameWith
-) -> offers.Terms:
-    """Without a token (x402 v1): the amount must be one that is on offer for this request now."""
-    if came.purpose == offers.CREDITS:
-        on_offer: Sequence[offers.Terms] = offers.terms_for_credits(
-            settings, presented.authorization.value_units
-        )
-    else:
-        on_offer = offers.terms_for_call(settings, came.asked.price_units, came.asked.price_units)
+def _matching(rails: Rails, chain: Chain, presented: Presented, came: CameWith) -> offers.Terms:
+    """Without a token (x402 v1): the amount must be one that is on offer for this request now, or
+    was while an offer lives, since gas may have risen meanwhile."""
     how = chain.caip2, exact.method_of(presented.authorization)
-    mine = [terms for terms in on_offer if (terms.chain.caip2, terms.method) == how]
-    for terms in mine:
-        if terms.amount_units == presented.authorization.value_units:
-            return terms
+    for floors in dict.fromkeys((rails.floors, rails.lately)):
+        for terms in _on_offer(rails.settings, presented, came, floors):
+            paid = terms.amount_units == presented.authorization.value_units
+            if paid and (terms.chain.caip2, terms.method) == how:
+                return terms
     raise Problem(
         "invalid_exact_evm_payload_authorization_value_mismatch",
         f"The payment is for {presented.authorization.value_units} units, which is not on offer.",
     )
+
+
+def _on_offer(
+    settings: Settings, presented: Presented, came: CameWith, floors: offers.Floors
+) -> Sequence[offers.Terms]:
+    if came.purpose == offers.CREDITS:
+        return offers.terms_for_credits(settings, presented.authorization.value_units, floors)
+    price_units = came.asked.price_units
+    return offers.terms_for_call(settings, price_units, price_units, floors)

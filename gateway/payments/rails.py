@@ -30,8 +30,19 @@ class Remote:
 
 
 @dataclass(slots=True)
+class DataPrice:
+    """What a rollup takes for a byte on L1, by the last answer that was believed, and until when
+    (of the event loop's clock) it is. ``fault``: why the last question has no answer."""
+
+    byte_wei: int = 0
+    until_s: float = float("-inf")
+    fault: str | None = None
+
+
+@dataclass(slots=True)
 class Rails:
-    """What payments need, once per process. Nothing in it is ever replaced but its settings."""
+    """What payments need, once per process. Nothing in it is ever replaced but its settings and
+    the two ``Floors``."""
 
     settings: Settings  # by others when the configuration is read again (gateway/reload.py)
     db: Database
@@ -47,6 +58,11 @@ class Rails:
     settling: dict[AuthKey, asyncio.Future[None]] = field(default_factory=dict)
     # Payments this process works on, whose leases it renews (in_hand.py).
     in_hand: set[str] = field(default_factory=set)
+    # What is offered now, and the lowest of what was while an offer lives (worth.py).
+    floors: offers.Floors = ()
+    lately: offers.Floors = ()
+    # What rollups take for data on L1, by CAIP-2; made when first used.
+    data_prices: dict[str, DataPrice] = field(default_factory=dict)
 
     def chain_of(self, presented: Presented) -> Chain:
         """The configured network a payment is for. Raises ``Problem``: ``invalid_network``, or

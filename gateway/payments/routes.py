@@ -98,7 +98,10 @@ async def bought(request: Request, body: bytes, wanted: dict[str, Any], door: st
     except Problem as refusal:
         raise _refused(node, asked, now, units, None, refusal) from None
     if caller.presented is None:
-        raise challenge.for_credits(node.settings, node.rails.keys, asked, now, units)
+        rails = node.rails
+        raise challenge.for_credits(
+            node.settings, rails.keys, asked, now, units, floors=rails.floors
+        )
     try:
         came = _came_with(request, wanted, caller.presented, asked, units, door)
         came = replace(came, bare=caller.signer is None)
@@ -226,8 +229,9 @@ def _refused(  # noqa: PLR0917
 ) -> Problem:
     if refusal.meaning.status != 402:
         return refusal
+    rails = node.rails
     problem = challenge.for_credits(
-        node.settings, node.rails.keys, asked, now, units, refusal=refusal
+        node.settings, rails.keys, asked, now, units, refusal=refusal, floors=rails.floors
     )
     for name, value in replies.refusal_headers(node, presented, refusal):
         problem.headers[name] = value

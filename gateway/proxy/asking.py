@@ -50,6 +50,7 @@ async def answer_unpaid(node: Node, request: Request, price: Quote, send: Outgoi
         at_most=not price.exact,
         description=request.route.description,
         extensions=_extensions(node, request, price),
+        floors=node.rails.floors,
     )
     observe.count("requests", outcome="unpaid")
     await send.whole(402, [], lines, answer)
@@ -75,6 +76,7 @@ def challenge_of(
         description=request.route.description,
         refusal=refusal,
         extensions=_extensions(node, request, price),
+        floors=node.rails.floors,
     )
 
 

@@ -33,6 +33,7 @@ def answer(
     at_most: bool = False,
     description: str = "",
     extensions: str = "",
+    floors: offers.Floors = (),
 ) -> tuple[bytes, bytes]:
     """Header lines and body of the 402, for ``Outgoing.whole(402, (), *answer(…))``.
 
@@ -40,7 +41,9 @@ def answer(
     request by a program (``Vary: Accept`` is among the lines). Only the tokens differ, as they do
     between any two.
     """
-    form = _form(offers.Same(settings), asked.price_units, at_most, description, bool(extensions))
+    form = _form(
+        offers.Same(settings), asked.price_units, at_most, description, bool(extensions), floors
+    )
     tokens = offers.seal_each(keys, asked, form.covered, now_s + settings.server.offer_timeout_s)
     parts = (
         _inside(asked.target.decode("ascii")),
@@ -79,8 +82,13 @@ class _Form(NamedTuple):
 
 # Bounded: prices come from callers too, where they depend on what is asked.
 @lru_cache(maxsize=512)
-def _form(
-    same: offers.Same, price_units: int, at_most: bool, description: str, extended: bool
+def _form(  # noqa: PLR0917  (all that an answer hangs on)
+    same: offers.Same,
+    price_units: int,
+    at_most: bool,
+    description: str,
+    extended: bool,
+    floors: offers.Floors,
 ) -> _Form:
     settings = same.settings
     method, target, request_id, extensions = (secrets.token_hex(16) for _ in range(4))
@@ -92,6 +100,7 @@ def _form(
         at_most=at_most,
         description=description,
         extensions=dumps(extensions) if extended else "",
+        floors=floors,
     )
     problem.headers["Vary"] = "Accept"
     required = b64decode(problem.headers["PAYMENT-REQUIRED"]).decode()
@@ -102,7 +111,7 @@ def _form(
     variable = {b"payment-required": b"%b", b"content-length": b"%d"}
     return _Form(
         covered=tuple(
-            map(offers.covered, offers.terms_for_call(settings, price_units, price_units))
+            map(offers.covered, offers.terms_for_call(settings, price_units, price_units, floors))
         ),
         required=_cut(required, parts),
         lines=b"".join(

@@ -18,6 +18,7 @@ from anvil.devnet import Devnet, Options, running
 from chain.schemes.permit2 import EXACT_PROXY, PERMIT2
 from gateway.settings import NO_EFFECT
 from tests.fixtures_chain import USDC, FaultyNode
+from tests.fixtures_rollup import plant
 from tests.servers import Done
 from wallet_auth import keys
 
@@ -241,10 +242,7 @@ pages_url = "http://pages.test"
 """
     text = file.read_text(encoding="utf-8")
     told = [warned(farebox)]
-    file.write_text(
-        head + text.replace("settler_key_file", 'native_usd = "$2000"\nsettler_key_file'),
-        encoding="utf-8",
-    )
+    file.write_text(head + text, encoding="utf-8")
     told.append(warned(farebox))
     assert told == [[], sorted(name for _, name in NO_EFFECT)]
 
@@ -253,6 +251,50 @@ def warned(farebox: Farebox) -> list[str]:
     """The fields of the settings that ``check`` says have no effect."""
     rows = [json.loads(line) for line in farebox("check", "--json").stdout.splitlines()]
     keys = [row["text"].split()[0] for row in rows if "has no effect" in row["text"]]
-    return sorted(
-        {"native_usd": "native_usd_units"}.get(k, k) for k in (k.rsplit(".")[-1] for k in keys)
-    )
+    return sorted(key.rsplit(".")[-1] for key in keys)
+
+
+def gas_price(farebox: Farebox) -> tuple[int, str, str]:
+    """The exit code, and what ``check`` says of gas against price."""
+    done = farebox("check", "--json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    (row,) = (row for row in rows if row["check"].startswith("gas price"))
+    return done.returncode, row["state"], row["text"]
+
+
+def test_the_smallest_payment_is_held_against_its_gas(
+    farebox: Farebox, tmp_path: Path, chain_net: Devnet
+) -> None:
+    """Less than three times what a settlement costs is refused, where the coin has a price."""
+    chain_net.rpc("anvil_setNextBlockBaseFeePerGas", hex(9 * 10**9))
+    chain_net.mine()
+    configure(tmp_path, chain_net)
+    code, state, text = gas_price(farebox)
+    assert (code, state) == (0, "ok")
+    assert "set native_usd" in text and "GasPriceOracle" in text
+    for usd, least, expected in (
+        ("$1", "$0.01", (0, "ok")),
+        ("$2000", "$0.01", (4, "fail")),  # a settlement is about $1.80
+        ("$200", "$0.50", (4, "fail")),
+        ("$200", "$0.60", (0, "ok")),
+    ):
+        configure(
+            tmp_path,
+            chain_net,
+            chain=f'base-sepolia\nnative_usd = "{usd}"\nmin_onchain = "{least}"',
+        )
+        code, state, text = gas_price(farebox)
+        assert (code, state) == expected, text
+        assert f"min_onchain is {least}" in text
+
+
+def test_data_on_l1_counts_beside_gas(farebox: Farebox, tmp_path: Path, chain_net: Devnet) -> None:
+    plant(chain_net, 900 * 10**9)
+    configure(tmp_path, chain_net)
+    _, state, text = gas_price(farebox)
+    with_data = int(text.split()[3])
+    assert state == "ok" and "L1" not in text
+    plant(chain_net, 900 * 10**9, mood=3)
+    _, state, text = gas_price(farebox)
+    assert state == "ok" and "without its data on L1" in text  # of a test network
+    assert int(text.split()[3]) < with_data

@@ -289,3 +289,59 @@ async def test_asking_for_prices_writes_nothing_and_asks_nobody(node: Node) -> N
                 assert answer.headers["cache-control"] == "no-store"
                 assert json.loads(base64.b64decode(answer.headers["payment-required"]))["accepts"]
     assert await contents(node) == before
+
+
+# --- when gas is dear -------------------------------------------------------------------------
+
+
+FLOORS = ((network("base-sepolia").caip2, 30_000),)
+
+
+def test_a_call_that_is_not_worth_its_gas_is_offered_with_the_smallest_pack() -> None:
+    """Said in words and to programs; what a payer sends itself is taken at the usual amount."""
+    problem = for_call(floors=FLOORS)
+    assert [offer["amount"] for offer in required(problem)["accepts"]] == [
+        "1000000",
+        "5000000",
+        "20000000",
+    ]
+    same_in_both(problem)
+    assert "Gas is dear on base-sepolia now: payments below $0.03 are not settled" in problem.detail
+    assert "The smallest payment settled is $1" in problem.detail
+    assert problem.members["withheld"] == [
+        {
+            "network": FLOORS[0][0],
+            "reason": "gas_price",
+            "below_usd": "$0.03",
+            "below_units": 30_000,
+        }
+    ]
+    assert problem.members["pay"] == for_call().members["pay"]
+
+
+def test_nothing_is_said_where_nothing_is_withheld() -> None:
+    dearer = Asked("GET", b"/x", 30_000)
+    with_floor, without = for_call(dearer, floors=FLOORS), for_call(dearer)
+    assert with_floor.detail == without.detail
+    assert "withheld" not in with_floor.members
+    assert [without_token(o) for o in required(with_floor)["accepts"]] == [
+        without_token(o) for o in required(without)["accepts"]
+    ]
+
+
+def test_when_no_payment_is_worth_its_gas_the_other_ways_stay() -> None:
+    problem = for_call(floors=((FLOORS[0][0], 21_000_000),))
+    assert required(problem)["accepts"] == problem.members["accepts"] == []
+    assert problem.members["withheld"][0]["below_usd"] == "$21"
+    assert problem.members["pay"] == for_call().members["pay"]
+
+
+@pytest.mark.parametrize(("units", "offered"), [(29_999, False), (30_000, True)])
+def test_credits_below_the_floor_are_not_offered(units: int, offered: bool) -> None:
+    asked = Asked("POST", b"/buy", 0)
+    problem = challenge.for_credits(SHOP, KEYS, asked, NOW_S, units, floors=FLOORS)
+    assert bool(required(problem)["accepts"]) is offered
+    assert ("withheld" in problem.members) is not offered
+    assert ("purchase_id" in problem.members) is offered
+    assert ("Gas is dear" in problem.detail) is not offered
+    assert problem.members["pay"]["usdc"]["amount_units"] == units

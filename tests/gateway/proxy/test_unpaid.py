@@ -18,6 +18,7 @@ from gateway.payments import challenge, offers
 from gateway.payments.offers import Asked, Keys, Terms, unseal
 from gateway.proxy import advice, unpaid
 from gateway.settings import Settings
+from tests.fixtures_chain import NETWORK
 from tests.gateway.payments.parts import KEYS, PAY_TO, SETTLER_KEY, settings_for
 
 NOW_S = 1_800_000_000
@@ -39,15 +40,23 @@ TARGETS = VISIBLE.map(lambda text: ("/" + text).encode())
 METHODS = st.sampled_from(["GET", "POST", "M-SEARCH", "A%sB", "X'Y"])
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 IDS = st.text(string.hexdigits.lower(), min_size=16, max_size=16)
+FLOORS = st.just(()) | st.tuples(
+    st.tuples(st.just(NETWORK.caip2), st.integers(1, 30 * DOLLAR)),
+)
 EXTENSIONS = st.just("") | st.dictionaries(TEXTS, TEXTS | st.integers(), min_size=1).map(json.dumps)
 
 
-def raised(
-    shop: Settings, asked: Asked, request_id: str, description: str, extensions: str
+def raised(  # noqa: PLR0917
+    shop: Settings,
+    asked: Asked,
+    request_id: str,
+    description: str,
+    extensions: str,
+    floors: offers.Floors,
 ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """What is sent when the problem is raised, as the front and the edge send it."""
     problem = challenge.for_call(
-        shop, KEYS, asked, NOW_S, description=description, extensions=extensions
+        shop, KEYS, asked, NOW_S, description=description, extensions=extensions, floors=floors
     )
     problem.headers["Vary"] = "Accept"
     base = shop.server.public_url
@@ -61,11 +70,18 @@ def raised(
     IDS,
     TEXTS,
     EXTENSIONS,
+    FLOORS,
 )
-@example(SHOPS[0], Asked("GET", b"/a\"b%s%%(id)s?q='\\", 2_000), "0" * 16, 'p"q % é \u2028', "")
-@example(SHOPS[0], Asked("POST", b"/", 0), "f" * 16, "", '{"a":"%s \\u00e9"}')
-def test_it_is_the_402_that_is_raised(
-    shop: Settings, asked: Asked, request_id: str, description: str, extensions: str
+@example(SHOPS[0], Asked("GET", b"/a\"b%s%%(id)s?q='\\", 2_000), "0" * 16, 'p"q % é \u2028', "", ())
+@example(SHOPS[0], Asked("POST", b"/", 0), "f" * 16, "", '{"a":"%s \\u00e9"}', ())
+@example(SHOPS[0], Asked("POST", b"/", 0), "f" * 16, "", "", ((NETWORK.caip2, 50 * DOLLAR),))
+def test_it_is_the_402_that_is_raised(  # noqa: PLR0917
+    shop: Settings,
+    asked: Asked,
+    request_id: str,
+    description: str,
+    extensions: str,
+    floors: offers.Floors,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(offers, "_SALT_BYTES", 0)  # two 402s are compared whole
@@ -77,8 +93,9 @@ def test_it_is_the_402_that_is_raised(
             request_id,
             description=description,
             extensions=extensions,
+            floors=floors,
         )
-        status, fields, expected = raised(shop, asked, request_id, description, extensions)
+        status, fields, expected = raised(shop, asked, request_id, description, extensions, floors)
     assert status == 402
     assert body == expected
     assert lines == b"".join(b"%b: %b\r\n" % field for field in fields)
