@@ -62,7 +62,7 @@ async def byte_wei(rails: Rails, rpc: Rpc, chain: Chain) -> int:
         fault = error.code
         # A local chain with a test network's id has none; on the others that is an alarm.
         if fault == rollup.MISSING and chain.network.testnet:
-            price.byte_wei, fault = 0, None
+            fault = None
         elif fault != price.fault:
             log.error("%s: what L1 data costs is not known: %s", chain.name, error.detail)
     if fault is None and price.fault is not None:
