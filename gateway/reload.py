@@ -84,7 +84,7 @@ async def at_signals(node: Node, read: Read) -> None:
     """Read the settings again whenever the process is told to; for ever."""
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(SIGNAL, told.set)
-    # In a worker it has waited since the fork, so that none is lost.
+    # It has waited since the start, so that none is lost.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (SIGNAL,))
     while True:
         await told.wait()

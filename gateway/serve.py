@@ -37,6 +37,9 @@ def serve(settings: Settings, *, as_json: bool = False) -> None:
 
             workers.run(settings, door, lambda: announce(settings, door, as_json=as_json))
             return
+        if settings.source is not None:
+            # One that comes before it can be heard waits, as in workers, and does not end us.
+            signal.pthread_sigmask(signal.SIG_BLOCK, (reload.SIGNAL,))
         # Taken before anything else, so that a second gateway says so at once. And whoever reads
         # that we are ready may connect at once: the kernel keeps it until we accept.
         sock = bind(settings.server.listen)

@@ -22,6 +22,7 @@ from gateway.node import Node
 from gateway.own import NODE, answer, body_of, bound_caller, count_of_client, node_of, object_of
 from gateway.payments import journal
 from gateway.payments import routes as payments
+from gateway.pricing.scheduled import in_force
 from gateway.proxy.target import from_scope
 from wallet_auth import personal
 from wallet_auth.personal import Call
@@ -192,11 +193,13 @@ async def tools(request: Request) -> Response:
     for action in node.catalog.actions:
         listed.setdefault(action.product, []).append(_shown(node, action, here))
     told = [{"product": p, "product_slug": p, "actions": each} for p, each in listed.items()]
-    return answer(200, {"success": True, "tools": told}, {"Cache-Control": "public, max-age=60"})
+    return answer(200, {"success": True, "tools": told}, {"Cache-Control": "no-cache"})
 
 
 def _shown(node: Node, action: Action, here: str) -> dict[str, Any]:
-    units = action.route.price.fixed_units
+    # A raise is not charged to all at once (price_changes.py), and is shown at once.
+    price = in_force(action.route.price, node.now_s())
+    units = price.fixed_units
     per_usd = node.settings.credits.per_usd
     path = f"{here}/tools/{action.product}/actions/{action.slug}/invoke"
     return {
@@ -206,7 +209,7 @@ def _shown(node: Node, action: Action, here: str) -> dict[str, Any]:
         "name": action.name,
         "description": action.route.description,
         "price_credits": None if units is None else envelope.number(units, per_usd),
-        "price": action.route.price.describe(),
+        "price": price.describe(),
         "unit_type": "request",
         "x402_direct": True,
         "invoke": {"method": "POST", "url": node.settings.server.public_url + path},

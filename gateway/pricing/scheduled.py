@@ -92,6 +92,11 @@ class Scheduled:
         return found or [self.steps[0].price]
 
 
+def in_force(rule: PriceRule, now_s: int) -> PriceRule:
+    """Of a schedule the price that holds at a time: what a list shows, and a quote is of."""
+    return rule.at(now_s) if isinstance(rule, Scheduled) else rule
+
+
 def after(before: PriceRule, since_s: int, now: PriceRule) -> Scheduled:
     """A price that was changed without notice: ``before`` held until ``since_s``."""
     first = before.steps if isinstance(before, Scheduled) else (Step(0, before),)

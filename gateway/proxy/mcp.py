@@ -102,7 +102,7 @@ async def serve(  # noqa: PLR0917  (an ASGI call and what it was matched to)
 def _show(node: Node, mount: McpMount, method: str) -> answers.Show:
     if method == messages.LIST:
         per_usd = node.settings.credits.per_usd
-        return partial(answers.listed, tools=mount.tools, per_usd=per_usd)
+        return partial(answers.listed, tools=mount.tools, per_usd=per_usd, now_s=node.now_s())
     return answers.advertised if method == messages.DISCOVER else answers.unchanged
 
 

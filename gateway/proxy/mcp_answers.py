@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from gateway.errors import Problem
 from gateway.money import format_credits, format_usd
+from gateway.pricing.quote import PriceRule
+from gateway.pricing.scheduled import in_force
 from gateway.proxy import events
 from gateway.proxy.mcp_messages import EXTENSION, RESPONSE, price_of
 from gateway.proxy.routes_table import Route
@@ -113,8 +115,10 @@ def money(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
     return found
 
 
-def listed(response: dict[str, Any], tools: Mapping[str, Route], per_usd: int) -> dict[str, Any]:
-    """A list of tools with their prices, without those that are not sold."""
+def listed(
+    response: dict[str, Any], tools: Mapping[str, Route], per_usd: int, now_s: int
+) -> dict[str, Any]:
+    """A list of tools with the prices that hold now, without those that are not sold."""
     result = response.get("result")
     found = result.get("tools") if isinstance(result, dict) else None
     if not isinstance(found, list) or not isinstance(result, dict):
@@ -125,15 +129,15 @@ def listed(response: dict[str, Any], tools: Mapping[str, Route], per_usd: int) -
             route = price_of(tools, tool["name"])
         except (Problem, TypeError, KeyError, AttributeError):
             continue
-        sold.append(_priced(tool, route, per_usd))
+        sold.append(_priced(tool, in_force(route.price, now_s), per_usd))
     return {**response, "result": {**result, "tools": sold}}
 
 
-def _priced(tool: dict[str, Any], route: Route, per_usd: int) -> dict[str, Any]:
-    units, price = route.price.fixed_units, dict[str, Any]()
+def _priced(tool: dict[str, Any], rule: PriceRule, per_usd: int) -> dict[str, Any]:
+    units, price = rule.fixed_units, dict[str, Any]()
     words = "Price: {usd} a call." if units else "Free."
     if units is None:
-        price["rule"] = route.price.describe()
+        price["rule"] = rule.describe()
         units, words = price["rule"].get("max_units"), "The price depends on the call."
         if units is not None:
             price["at_most"], words = True, "Price: {usd} a call at most."

@@ -88,6 +88,17 @@ def _segment(part: str) -> bytes | None:
         raise ValueError(f"segment {part!r}: {problem.detail}") from None
 
 
+def meet(one: Pattern, other: Pattern) -> bool:
+    """Whether some path may be matched by both."""
+    if any(
+        a is not None and b is not None and a != b
+        for a, b in zip(one.segments, other.segments, strict=False)
+    ):
+        return False
+    longer = len(one.segments) - len(other.segments)
+    return longer == 0 or (other.tail if longer > 0 else one.tail)
+
+
 def covers(wide: Pattern, narrow: Pattern) -> bool:
     """Whether every path that ``narrow`` matches is matched by ``wide`` too."""
     count = len(wide.segments)

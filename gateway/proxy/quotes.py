@@ -25,8 +25,9 @@ from gateway.errors import Problem
 from gateway.node import Node
 from gateway.own import amount, answer, body_of, node_of, object_of
 from gateway.payments.offers import Keys
-from gateway.pricing import scheduled, several
-from gateway.pricing.quote import Line, PriceRequest, PriceRule, Quote, quote
+from gateway.pricing import several
+from gateway.pricing.quote import Line, PriceRequest, Quote, quote
+from gateway.pricing.scheduled import in_force
 from gateway.proxy import price_changes
 from gateway.proxy.cost import When, asked_of
 from gateway.proxy.routes_table import Route as PricedRoute
@@ -162,7 +163,7 @@ async def ask(request: Request) -> Response:
     sent = None if body is None else body.encode()
     headers = [(b"content-type", kind.encode())]
     asked = asked_of(route, method, target, headers, sent, When(node.now_s()))
-    made = quote(_in_force(route.price, asked.now_s), asked)
+    made = quote(in_force(route.price, asked.now_s), asked)
     return answer(200, _told(node, route, made, asked, target))
 
 
@@ -184,11 +185,6 @@ def _route(node: Node, method: str, target: Target) -> PricedRoute:
     return found
 
 
-def _in_force(rule: PriceRule, now_s: int) -> PriceRule:
-    """Of a schedule the price that holds now: a quote is of one version."""
-    return rule.at(now_s) if isinstance(rule, scheduled.Scheduled) else rule
-
-
 def _told(
     node: Node, route: PricedRoute, made: Quote, asked: PriceRequest, target: Target
 ) -> dict[str, Any]:
@@ -205,7 +201,7 @@ def _told(
         "exact": made.exact,
         "breakdown": [line.shown() for line in made.breakdown],
         "price_version": made.price_version,
-        "terms": _in_force(route.price, asked.now_s).describe(),
+        "terms": in_force(route.price, asked.now_s).describe(),
         "expires_at_ms": expiry_s * 1000,
     }
 

@@ -122,6 +122,20 @@ async def test_prices_change_everywhere_at_once(
         assert kept.headers["farebox-charged"] == "0.2"
 
 
+async def test_a_raise_is_shown_at_once_by_the_wallet_api(launch: Launch) -> None:
+    """While those who may have read the price before still pay that."""
+    gateway = launch(routes='[{ match = "GET /one", price = "$0.01" }]')
+    gateway.routes = '[{ match = "GET /one", price = "$0.03" }]'
+    gateway.write_config()
+    async with gateway.client() as http:
+        await reloaded(http, gateway, 30_000)  # at once after the start, and it lives
+        told = await http.get("/api/external/tools")
+        assert told.headers["cache-control"] == "no-cache"
+        (action,) = told.json()["tools"][0]["actions"]
+        assert action["price_credits"] == 3
+        assert action["price"] == (await listed(http))["/one"]["price"]
+
+
 async def reloaded(http: httpx.AsyncClient, gateway: Gateway, cheap: int) -> None:
     assert gateway.process is not None
     gateway.process.signal(signal.SIGHUP)

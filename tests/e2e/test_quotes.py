@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from datetime import UTC, datetime, timedelta
 from string import ascii_lowercase, ascii_uppercase, digits
@@ -108,6 +109,44 @@ async def test_a_raise_is_not_charged_to_who_may_have_read_the_price_before(
         assert spent(gateway, wallet) == before + 50_000
         low = await call(http, gateway, wallet, "/fixed/new", Max="$0.02")
         problem(low, "price_above_ceiling")
+
+
+async def test_a_raise_by_another_route_is_a_raise(launch: Launch, wallet: Wallet) -> None:
+    """A dearer route in front of the one whose price was read: at a SIGHUP, and over a restart."""
+    gateway = launch(routes='[{ match = "GET /*", price = "$0.02" }]')
+    paths = ("/new/signed", "/new/restarted", "/else")
+    early = {path: wallet.sign("GET", gateway.url + path) for path in paths}
+    dearer = """[{ match = "GET /new/*", price = "$0.05" }, { match = "GET /gone", price = "free" },
+      { match = "GET /*", price = "$0.02" }]"""
+    async with gateway.client() as http:
+        await buy(http, wallet)
+        assert offers(await http.get("/new/signed"))[0]["amount"] == "20000"
+        gateway.routes = dearer
+        gateway.write_config()
+        assert gateway.process is not None
+        gateway.process.signal(signal.SIGHUP)
+        gateway.wait(lambda: "was read again" in gateway.log, "the new list")
+        assert offers(await http.get("/new/signed"))[0]["amount"] == "50000"
+        assert (await quoted(http, "GET", "/new/signed"))["price_units"] == 50_000
+        answer = await http.get("/new/signed", headers=early["/new/signed"])
+        assert answer.headers["farebox-charged"] == "2"
+        told = f"/farebox/v1/requests/{answer.headers['farebox-request-id']}"
+        receipt = (await http.get(told, headers=wallet.sign("GET", gateway.url + told))).json()
+        assert receipt["price_version"] == "flat:20000"
+        assert (await http.get("/else", headers=early["/else"])).headers["farebox-charged"] == "2"
+        low = await call(http, gateway, wallet, "/new/low", Max="$0.01")
+        problem(low, "price_above_ceiling")
+    gateway.stop()
+    gateway.start()
+    async with gateway.client() as http:
+        answer = await http.get("/new/restarted", headers=early["/new/restarted"])
+        assert answer.headers["farebox-charged"] == "2"
+        assert spent(gateway, wallet) == 60_000
+    gateway.stop()
+    gateway.change("UPDATE route_price SET since_ms = since_ms - 3600000")
+    gateway.start()
+    async with gateway.client() as http:
+        assert (await call(http, gateway, wallet, "/new/x")).headers["farebox-charged"] == "5"
 
 
 async def test_a_price_changes_at_its_time(launch: Launch, wallet: Wallet) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from gateway.errors import Problem
+from gateway.pricing.flat import Flat
+from gateway.pricing.scheduled import after
 from gateway.proxy import events
 from gateway.proxy import mcp_answers as answers
 from gateway.proxy import mcp_messages as messages
@@ -77,7 +80,7 @@ def test_a_list_shows_prices_and_only_what_is_sold() -> None:
     tools = [{"name": "search", "description": "Finds.", "_meta": theirs}, {"name": "gift"}]
     odd = [{"name": "other"}, {"name": 7}, "none", {}]
     answer = {"jsonrpc": "2.0", "id": 1, "result": {"tools": tools + odd, "nextCursor": "n"}}
-    shown = answers.listed(answer, mount(search="$0.005", gift="free").tools, 100)["result"]
+    shown = answers.listed(answer, mount(search="$0.005", gift="free").tools, 100, 0)["result"]
     assert shown == {
         "tools": [
             {
@@ -93,7 +96,16 @@ def test_a_list_shows_prices_and_only_what_is_sold() -> None:
         "nextCursor": "n",
     }
     for other in ({"error": {}}, {"result": 7}, {"result": {"tools": 7}}):
-        assert answers.listed(other, {}, 100) == other
+        assert answers.listed(other, {}, 100, 0) == other
+
+
+def test_a_list_shows_the_price_that_holds_now() -> None:
+    """Also while the one before is still charged to those who may have read it."""
+    (name, route), *_ = mount(search="$0.005").tools.items()
+    raised = replace(route, price=after(Flat(2_000), 1_000, route.price))
+    answer = {"jsonrpc": "2.0", "id": 1, "result": {"tools": [{"name": "search"}]}}
+    (shown,) = answers.listed(answer, {name: raised}, 100, 1_001)["result"]["tools"]
+    assert shown["_meta"]["farebox/price"] == {"units": 5_000, "usd": "$0.005", "credits": "0.5"}
 
 
 OURS = {"x402/payment-response": {"success": True}}
