@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import ledger
+from gateway.external import proof
 from gateway.fields import values
 from gateway.ledger import pages, read, statement
 from gateway.money import format_usd
@@ -28,17 +29,29 @@ from gateway.own import (
     time_of,
 )
 from gateway.proxy.headers import is_our_key
+from gateway.proxy.identity import Caller
+from gateway.proxy.target import from_scope
+from wallet_auth.personal import Call
+from wallet_auth.strict import json_object
 
 _RECENT = 5
 _PAGE = 100
 _DAY_MS = 86_400_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_BALANCE: Final = Call("balance", "-")
 
 
 async def balance(request: Request) -> Response:
-    """Total, available and held, lifetime sums, what expires next, the latest five lines."""
+    """Total, available and held, lifetime sums, what expires next, the latest five lines.
+
+    A POST may also be signed in its body, in the strong form of the wallet API."""
     node = node_of(request)
-    caller, account_id = await bound_caller(request, await body_of(request))
+    body = await body_of(request)
+    caller = _signed_in_body(request, body)
+    if caller is None:
+        caller, account_id = await bound_caller(request, body)
+    else:
+        account_id = await node.account_of(*(caller.wallet or ("", "")))
     wallet = caller.wallet[0] if caller.wallet is not None else ""
     if account_id is None:
         return answer(200, _empty(node, wallet))
@@ -51,6 +64,18 @@ async def balance(request: Request) -> Response:
     if seen is None:
         return answer(200, _empty(node, wallet))
     return answer(200, _shown(node, wallet, seen, lines, now_ms))
+
+
+def _signed_in_body(request: Request, body: bytes) -> Caller | None:
+    """Who signed a body that says so; None: it does not. Raises ``Problem``."""
+    try:
+        wanted = json_object(body) if request.method == "POST" and body else {}
+    except ValueError:
+        return None  # only its digest matters, as ever
+    if not proof.is_wrapper(wanted):
+        return None
+    target, headers = from_scope(request.scope), request.scope["headers"]
+    return proof.of_nothing(node_of(request), target, headers, wanted, _BALANCE).caller
 
 
 def _empty(node: Node, wallet: str) -> dict[str, Any]:
