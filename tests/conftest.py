@@ -29,6 +29,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--sweep-every", type=int, help="of the crash sweep's points; without it a few of each"
     )
+    parser.addoption("--sweep-part", type=_part, default=(1, 1), help="2/5: every fifth of them")
+    parser.addoption("--sweep-log", type=Path, help="JSON lines; what stands there is not redone")
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, of = (int(each) for each in text.split("/"))
+    if not 1 <= part <= of:
+        raise ValueError(text)
+    return part, of
 
 
 def pytest_configure(config: pytest.Config) -> None:

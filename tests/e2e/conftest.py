@@ -21,12 +21,15 @@ import pytest
 from anvil.devnet import Devnet, Options, running
 from tests import servers
 from tests.e2e import sweep as sweeps
+from tests.e2e.disk import Disk
 from tests.e2e.flows import FLOWS, Entry, Site, short_form
 from tests.e2e.stage import Api, Background, Gateway, new_account
 from tests.e2e.sweep import Swept
-from tests.e2e.taps import AFTER, BEFORE, Disk, Line, Tap
+from tests.e2e.taps import AFTER, BEFORE, Line, Record, Tap
 from tests.e2e.wallet import Wallet, new_wallet
+from tests.e2e.wire import Http, JsonRpc, Postgres
 from tests.fixtures_chain import FaultyNode, chain_session
+from tests.fixtures_permit2 import plant
 
 __all__ = ["chain_session"]
 
@@ -227,29 +230,31 @@ def swept(
     """
     shallow: Devnet = request.getfixturevalue("shallow")
     every: int | None = request.config.getoption("--sweep-every")
+    part: tuple[int, int] = request.config.getoption("--sweep-part")
+    log: Path | None = request.config.getoption("--sweep-log")
 
     async def sweep(name: str, dialect: str, *, disk: bool = False) -> Swept:
         entry = FLOWS[name]
-        taps = [Tap(background, "chain", shallow.rpc_url)]
+        record = Record(every=dialect == "sqlite")
+        taps = [Tap(background, record, "chain", shallow.rpc_url, JsonRpc)]
         if "upstream" in entry.messages:
-            taps.append(Tap(background, "upstream", api.url))
+            taps.append(Tap(background, record, "upstream", api.url, Http))
         database = ""
         if dialect == "postgres":
             database = servers.create_database(servers.postgres_url())
-            taps.append(Tap(background, "postgres", database))
+            taps.append(Tap(background, record, "postgres", database, Postgres))
         gateway = _tapped(launch, dialect, database, taps, entry, shallow)
-        lines: dict[str, Line] = {each.name: each for each in taps}
-        if disk:
-            lines = {Disk.name: Disk(gateway.folder)}
-        found = Swept(name, "disk" if disk else dialect)
+        line: Line = Disk(gateway.folder) if disk else record
+        short = every is None and not disk
+        found = Swept(name, "disk" if disk else dialect, short, log)
         try:
             gateway.start()
             site = Site(gateway, api)
-            if every is None and not disk:
-                points = short_form(entry, (BEFORE, AFTER), lines)
-                await sweeps.some(site, entry.flow, lines, found, points)
+            if short:
+                points = short_form(entry, (BEFORE, AFTER), {each.name for each in taps})
+                await sweeps.some(site, entry.flow, line, found, points)
             else:
-                await sweeps.sweep(site, entry.flow, lines, found, every or 1)
+                await sweeps.sweep(site, entry.flow, line, found, every=every or 1, part=part)
         finally:
             gateway.stop()
             found.note()
@@ -281,4 +286,7 @@ def _tapped(  # noqa: PLR0917
         net.transfer(net.accounts[0].address, till.address, 900_000_000)
         (gateway.folder / "refund.key").write_text(till.private_key)
         gateway.chain_extra = 'refund_key_file = "refund.key"\nrefund_min = "$0.01"'
+    if entry.permit2:
+        plant(net)
+        gateway.chain_extra = "permit2 = true"
     return gateway

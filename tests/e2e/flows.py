@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
@@ -18,7 +19,10 @@ from eth_account import Account as Signer
 from eth_account.messages import encode_defunct
 
 from tests.e2e.stage import PRICE_UNITS, Api, Gateway, transfers_to
-from tests.e2e.wallet import Wallet, code_of, new_wallet, offers
+from tests.e2e.taps import Point
+from tests.e2e.wallet import Wallet, code_of, encode, new_wallet, offers
+from tests.fixtures_permit2 import approve
+from tests.fixtures_permit2 import signed as permitted
 
 PURCHASE = "/farebox/v1/credits/purchase"
 REFUND = "/farebox/v1/credits/refund"
@@ -28,15 +32,6 @@ SAFE_BLOCKS = 9  # on a chain with four slots in an epoch all before them are fi
 
 class Wronged(Exception):  # noqa: N818
     """A customer was told something that must not be said, such as to pay again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """Where a gateway is killed: at a message of a line, on one side of it."""
-
-    line: str
-    at: int
-    side: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +106,26 @@ async def purchase(at: Site) -> Attempt:
 
     async def step() -> str:
         return missing(await at.send("POST", PURCHASE, header, BODY))
+
+    return Attempt(step, payer, payer)
+
+
+async def permit2_purchase(at: Site) -> Attempt:
+    """A pack, over x402 by Permit2."""
+    payer = at.wallet()
+    await asyncio.to_thread(approve, at.gateway.net, payer.account)
+    offer = offers(await at.send("POST", PURCHASE, {}, BODY))[-1]
+    assert offer["extra"]["assetTransferMethod"] == "permit2"
+    payload = permitted(
+        payer.account,
+        amount=int(offer["amount"]),
+        to=offer["payTo"],
+        deadline=int(time.time()) + offer["maxTimeoutSeconds"],
+    )
+    body = encode({"x402Version": 2, "payload": payload, "accepted": offer})
+
+    async def step() -> str:
+        return missing(await at.send("POST", PURCHASE, {"PAYMENT-SIGNATURE": body}, BODY))
 
     return Attempt(step, payer, payer)
 
@@ -281,17 +296,19 @@ class Entry:
     """A row of the table: the flow, and how many messages it sends to each dependency, about.
 
     That is of use to the short form alone, which takes ``short`` points of it, evenly: the long
-    form counts. ``refunds``: it needs a wallet that pays out.
+    form counts. ``refunds``: it needs a wallet that pays out. ``permit2``: it pays by Permit2.
     """
 
     flow: Flow
     messages: dict[str, int]
     short: int = 1
     refunds: bool = False
+    permit2: bool = False
 
 
 FLOWS: dict[str, Entry] = {
     "purchase": Entry(purchase, {"chain": 8, "postgres": 80}, short=2),
+    "purchase by Permit2": Entry(permit2_purchase, {"chain": 8, "postgres": 80}, permit2=True),
     "paid call": Entry(paid_call, {"chain": 8, "upstream": 1, "postgres": 90}, short=2),
     "call from credits": Entry(call, {"upstream": 1, "postgres": 8}),
     "transaction hash": Entry(by_hash, {"chain": 2, "postgres": 20}),
