@@ -67,11 +67,7 @@ class Disk:
             return
         self._strace.kill()
         self._strace.wait(30)
-        text = self._trace.read_text(errors="replace")
-        self.messages = [
-            Message(thread, Said(f"{call} {file}", changes=call in _SYNCS))
-            for thread, call, file in _LINE.findall(text)
-        ]
+        self.messages = messages_of(self._trace.read_text(errors="replace"))
         self._strace = None
 
     def points(self, runs: Iterable[Sequence[Message]]) -> list[Point]:
@@ -87,6 +83,14 @@ class Disk:
         return 1 + sum(
             sync.words.endswith("-wal") and bool(writes) for writes, sync in _synced(run)
         )
+
+
+def messages_of(trace: str) -> list[Message]:
+    """The calls of a trace, in order. A fsync ends what changes something."""
+    return [
+        Message(thread, Said(f"{call} {file}", changes=call in _SYNCS))
+        for thread, call, file in _LINE.findall(trace)
+    ]
 
 
 def _synced(run: Sequence[Message]) -> Iterator[tuple[list[Point], Point]]:

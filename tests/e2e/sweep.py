@@ -64,7 +64,7 @@ class Swept:
     lost: int = 0
     duplicated: int = 0
     faults: list[str] = field(default_factory=list)
-    done: set[Point] = field(default_factory=set)
+    done: set[Point] = field(default_factory=set)  # by ``place``
 
     def members(self) -> dict[str, Any]:
         slow = sorted(self.recovered_s) or [0.0]
@@ -93,7 +93,7 @@ class Swept:
     def killed(self, row: dict[str, Any]) -> None:
         """Count a kill, one that the log knows or a new one."""
         point = Point(**row["point"])
-        self.done.add(point)
+        self.done.add(point.place)
         self.kills[row["line"]] += 1
         self.recovered_s.append(row["recovered_s"])
         self.take(Verdict(**row["verdict"]))
@@ -167,7 +167,7 @@ async def sweep(
     found.points = len(points)
     found.messages = max(sum(m.line != CUSTOMER for m in run) for run in runs)
     found.classes = max(map(line.classes, runs))
-    await some(site, flow, line, found, [each for each in points if each not in found.done])
+    await some(site, flow, line, found, [each for each in points if each.place not in found.done])
 
 
 async def some(site: Site, flow: Flow, line: Line, found: Swept, points: Sequence[Point]) -> None:

@@ -26,7 +26,7 @@ import contextlib
 import signal
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -64,6 +64,11 @@ class Point:
 
     def of(self, message: Message) -> bool:
         return message.line == self.line and self.words in {"", message.said.words}
+
+    @property
+    def place(self) -> Point:
+        """The same for all points of one stretch: which message of it is all the same."""
+        return replace(self, beyond=min(self.beyond, 1))
 
     def __str__(self) -> str:
         where = f"{self.side} {self.line} {self.at} {self.words}".rstrip()
@@ -108,6 +113,7 @@ class Record:
         self.messages: list[Message] = []
         self.fired = False
         self.last = NOTHING  # the message at which it was killed
+        self.held = 0  # what came after the kill, and was not passed on
         self.faults: list[Exception] = []
 
     @property
@@ -156,7 +162,11 @@ class Record:
 
     def points(self, runs: Iterable[Sequence[Message]]) -> list[Point]:
         places = self._each if self._every else self._ends
-        return list(dict.fromkeys(point for run in runs for point in places(run)))
+        found: dict[Point, Point] = {}
+        for run in runs:
+            for point in places(run):
+                found.setdefault(point.place, point)
+        return list(found.values())
 
     def _each(self, run: Sequence[Message]) -> Iterator[Point]:
         """Both sides of each message."""
@@ -244,6 +254,7 @@ class Tap:
             while data := await reader.read(1 << 20):
                 for part, said in talk.sent(data):
                     if self._record.frozen:
+                        self._record.held += 1
                         continue
                     answered.clear()
                     side = self._record.passes(Message(self.name, said)) if said else ""
