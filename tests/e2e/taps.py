@@ -131,6 +131,9 @@ class Record:
         self.passes(Message(CUSTOMER, Said("asks", changes=True)))
 
     def disarm(self) -> None:
+        if self._process is not None and self.fired:
+            # What it is killed at may be something in the background, still to be answered.
+            self._process.wait_end(30)
         self._process = None
 
     def passes(self, message: Message) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from gateway.db import CommitUnknown, Database
 from tests import servers
-from tests.e2e import sweep
+from tests.e2e import sweep, taps
 from tests.e2e.disk import Disk, messages_of
 from tests.e2e.flows import Attempt, Site
 from tests.e2e.stage import Api, Background, Gateway
@@ -125,6 +126,7 @@ async def test_killed_on_one_side_of_a_commit(
         late = asyncio.create_task(other.execute("INSERT INTO t VALUES (5)"))
         await servers.eventually(lambda: record.held)
         assert not task.done()
+        record.disarm()
         await asyncio.to_thread(tap.close)
         with pytest.raises(CommitUnknown):
             await task
@@ -132,6 +134,24 @@ async def test_killed_on_one_side_of_a_commit(
             await late
         await db.close()
     assert await rows(books) == stands
+
+
+async def test_what_is_to_be_killed_is_dead_when_nobody_looks_any_more(
+    background: Background, process: servers.Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flow may end while a message in the background, the point, is still to be answered."""
+    monkeypatch.setattr(taps, "_ANSWER_S", 1)
+    record = Record(every=True)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        tap = await asyncio.to_thread(Tap, background, record, "upstream", url, Http)
+        record.arm(process, Point("upstream", 1, AFTER))
+        with socket.create_connection(("127.0.0.1", tap.port)) as line:
+            line.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            await servers.eventually(lambda: record.fired)
+            await asyncio.to_thread(record.disarm)
+        assert not process.running
+        await asyncio.to_thread(tap.close)
 
 
 def test_the_points_are_both_sides_of_a_change_and_the_middle_between_two() -> None:
