@@ -190,7 +190,8 @@ async def readyz(request: Request) -> Response:
 def build(node: Node) -> ASGIApp:
     """The application for an open node."""
     server = node.settings.server
-    front = _Front(node, Router(own_routes(server)))
+    # No redirects: they would name the Host of the request, and a signature is for one path.
+    front = _Front(node, Router(own_routes(server), redirect_slashes=False))
     return edge(front, max_headers_bytes=server.max_headers_bytes, base=server.public_url)
 
 

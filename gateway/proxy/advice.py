@@ -106,7 +106,10 @@ def complete(problem: Problem, method: str, url: str, base: str) -> None:
         problem.next_actions = (NextAction("GET", prices, send, "read"),)
     elif problem.code in ("account_frozen", "not_refundable", "refund_not_offered"):
         balance = f"{base}/farebox/v1/credits/balance"
-        send = "nothing, signed by the wallet: what is there, owed or frozen"
+        send = (
+            "nothing, signed by the wallet: what is there, owed or frozen; credits that are bought "
+            "pay what is owed first"
+        )
         problem.next_actions = (NextAction("GET", balance, send, "read", SIGN),)
     elif problem.code in _QUOTES:
         send = "the method, url, content_type and body of the request; then it with the new quote"

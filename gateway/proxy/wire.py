@@ -20,8 +20,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
+import random
 import select
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, Final
 
 import h11
@@ -30,6 +33,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from gateway.errors import Problem
 from gateway.proxy.target import RAW_TARGET
 
 HEAD_BYTES: Final = 64 * 1024
@@ -37,11 +41,22 @@ HEAD_TIMEOUT_S: Final = 20
 STALL_S: Final = 60
 _LOOK_EVERY_S: Final = 2
 
-_TOO_LARGE: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-    b"content-length: 0\r\nconnection: close\r\n\r\n"
+_TOO_LARGE: Final = Problem(
+    "headers_too_large", f"The head of a request is at most {HEAD_BYTES} bytes."
 )
-_TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_TOO_SLOW: Final = Problem("invalid_request", "The head did not arrive in time.", status=408)
+_NO_HTTP: Final = Problem("invalid_request", "What came is no HTTP/1.1 request.")
+
+
+def _answer(refusal: Problem) -> bytes:
+    """The whole answer to what never became a request, in the form of every other refusal."""
+    body = json.dumps(refusal.body(f"{random.getrandbits(64):016x}"), separators=(",", ":"))
+    head = (
+        f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}\r\n"
+        "content-type: application/problem+json\r\ncache-control: no-store\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return (head + body).encode("ascii")
 
 
 class _Watch:
@@ -128,13 +143,13 @@ class Head:
         cycle = self.owner.cycle
         return cycle is not None and not cycle.response_complete
 
-    def _refuse(self, answer: bytes) -> None:
+    def _refuse(self, refusal: Problem) -> None:
         self.end()
         transport = self.owner.transport
         if transport.is_closing():
             return
         if not self._answering():
-            transport.write(answer)
+            transport.write(_answer(refusal))
         transport.close()
 
 
@@ -247,6 +262,11 @@ class Kept(asyncio.Protocol):
         self.stall.end()
         self.flow.end()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's answer to what it cannot parse, in our form. ``msg`` names nothing we say."""
+        self.transport.write(_answer(_NO_HTTP))
+        self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()

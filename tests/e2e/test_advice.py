@@ -87,5 +87,7 @@ async def test_what_to_do_after_a_refusal_of_our_own_pages(
         told(await post({"amount_usd": "1", "price": "0"}), "invalid_request")
         told(await post({"credits": 499}), "invalid_amount")
         told(await http.get("/farebox/v1/credits/balance"), "identity_required")
+        # Not sent on: it would be to the Host of the request, with the payment.
+        told(await http.post(f"{PURCHASE}/", headers={"Host": "evil.example"}), "not_found")
         (action,) = told(await http.get(PURCHASE), "method_not_allowed")
         assert action["method"] == "POST"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from operator import itemgetter
@@ -48,6 +49,29 @@ async def in_two(port: int, first: bytes, then: bytes) -> bytes:
         await asyncio.sleep(0.05)  # so that they are two reads; if they are not, it must hold too
         writer.write(then)
         return await asyncio.wait_for(reader.read(), 10)
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize(
+    "what",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nHost: a\r\nPAYMENT-SIGNATURE: a\x00b\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
+        CHUNKED + b"\r\nzz\r\n",
+    ],
+)
+async def test_what_cannot_be_parsed_is_refused_like_everything_else(
+    parser: str, what: bytes
+) -> None:
+    """With a code and a request id; uvicorn would answer in plain text."""
+    async with serving(edge(echo), parser) as port:
+        answer = await talk(port, what)
+    assert status_of(answer) == 400
+    assert b"content-type: application/problem+json\r\n" in answer
+    said = json.loads(body_of(answer))
+    assert (said["code"], said["status"]) == ("invalid_request", 400)
+    assert len(said["request_id"]) == 16 and said["next_actions"] == []
 
 
 @pytest.mark.parametrize("parser", PARSERS)
