@@ -218,11 +218,12 @@ def _one(fitting: tuple[Any, ...]) -> Any:
 
 
 def _path_fit(pattern: str, path: bytes) -> Fit:
-    """``[name]`` is one segment, ``*`` at the end all that follows. Case and a final slash do not
-    count for sure, since many upstreams ignore them."""
+    """``[name]`` is one segment, ``*`` at the end all that follows. Case and a slash, dot
+    or blank at the end do not count for sure, since many upstreams ignore them."""
     if _path(pattern).fullmatch(path):
         return Fit.YES
-    loosely = _path(pattern.rstrip("/").lower()).fullmatch(path.rstrip(b"/").lower())
+    folded = path.decode("utf-8", "replace").casefold().rstrip("/. ").encode()
+    loosely = _path(pattern.rstrip("/. ").casefold()).fullmatch(folded)
     return Fit.PERHAPS if loosely else Fit.NO
 
 

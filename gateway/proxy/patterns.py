@@ -11,12 +11,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from gateway.errors import Problem
 from gateway.proxy import target
 
+_AT_END: Final = b"/. "
 _NAMED: Final = re.compile(r"\[[A-Za-z_][A-Za-z0-9_]{0,63}\]")
 
 
@@ -44,17 +46,25 @@ class Pattern:
     def loose_regex(self) -> bytes:
         """Matches in ``loosened`` form every path that an upstream may take for one of ours."""
         kept = self.segments[:-1] if self.segments[-1:] == (b"",) else self.segments
-        folded = tuple(s if s is None else s.lower() for s in kept)
+        folded = [s if s is None else folded_case(s) for s in kept]
+        if folded and folded[-1] is not None and not self.tail:
+            folded[-1] = folded[-1].rstrip(_AT_END)
         return self._regex(folded) + (b"(?:/.*)?" if self.tail else b"")
 
     @staticmethod
-    def _regex(segments: tuple[bytes | None, ...]) -> bytes:
+    def _regex(segments: Iterable[bytes | None]) -> bytes:
         return b"".join(b"/" + (b"[^/]+" if s is None else re.escape(s)) for s in segments)
 
 
 def loosened(path: bytes) -> bytes:
-    """A path as an upstream sees it that ignores case and a final slash (Express, IIS, …)."""
-    return path.rstrip(b"/").lower()
+    """A path as an upstream sees it that ignores case and what ends it: a slash (Express), a dot or
+    a blank (IIS)."""
+    return folded_case(path.rstrip(_AT_END))
+
+
+def folded_case(path: bytes) -> bytes:
+    """Without case, also beyond ASCII: to some readers the Kelvin sign is a k."""
+    return path.lower() if path.isascii() else path.decode().casefold().encode()
 
 
 def compile_pattern(text: str) -> Pattern:

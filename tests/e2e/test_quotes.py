@@ -111,6 +111,26 @@ async def test_a_raise_is_not_charged_to_who_may_have_read_the_price_before(
         problem(low, "price_above_ceiling")
 
 
+async def test_a_quote_outlives_the_rule_it_is_of(launch: Launch, wallet: Wallet) -> None:
+    """Its price hung on the body; the present one does not, so nothing of the body is looked at."""
+    gateway = launch(routes=routes(), server={"quote_timeout_s": 600})
+    body = b'{"size": "large"}'
+    async with gateway.client() as http:
+        await buy(http, wallet)
+        lock = await quoted(http, "POST", "/sized", body=body.decode())
+    gateway.stop()
+    gateway.routes = '[{ match = "POST /sized", price = "$0.08" }]'
+    gateway.start()  # notes the change
+    gateway.stop()
+    gateway.change("UPDATE route_price SET since_ms = since_ms - 3600000")
+    gateway.start()
+    async with gateway.client() as http:
+        quote = {"Content-Type": "application/json", "Farebox-Quote": lock["quote"]}
+        signed = wallet.sign("POST", gateway.url + "/sized", body, headers=quote)
+        answer = await http.post("/sized", content=body, headers=signed)
+        assert (answer.status_code, answer.headers["farebox-charged"]) == (200, "5"), answer.text
+
+
 async def test_a_raise_by_another_route_is_a_raise(launch: Launch, wallet: Wallet) -> None:
     """A dearer route in front of the one whose price was read: at a SIGHUP, and over a restart."""
     gateway = launch(routes='[{ match = "GET /*", price = "$0.02" }]')

@@ -84,6 +84,7 @@ CHEAP: dict[str, Any] = {
         ({"query": b"pages=%D9%A1%D9%A0"}, 300_000),
         ({"query": b"pages=+10"}, 300_000),
         ({"path": b"/V1/Report/2026/"}, 200_000),
+        ({"path": b"/v1/report/2026."}, 200_000),
     ],
 )
 def test_what_may_be_the_dear_thing_costs_as_much(asked: dict[str, Any], listed_units: int) -> None:
@@ -107,6 +108,7 @@ def test_what_may_be_the_dear_thing_costs_as_much(asked: dict[str, Any], listed_
         ({"query": b"kind=THUMB"}, 100_000),
         ({"path": b"/v1/thumb/1"}, 40_000),
         ({"path": b"/v1/Thumb/1"}, 100_000),
+        ({"path": b"/v1/thumb."}, 100_000),
     ],
 )
 def test_what_may_not_be_the_cheap_thing_is_not_cheap(asked: dict[str, Any], units: int) -> None:

@@ -127,6 +127,9 @@ DEAR = (("GET /v1/report", "$1"), ("GET /v1/deep/[id]", "$1"), ("GET /v1/tree/*"
         "/v1/REPORT",
         "/v1/report/",
         "/V1/Report/",
+        "/v1/report.",
+        "/v1/report%20",
+        "/v1/Report./",
         "/v1/Deep/7",
         "/v1/deep/7/",
         "/v1/TREE/a",
@@ -140,6 +143,13 @@ def test_another_spelling_is_not_a_cheaper_price(path: str, cheap: str) -> None:
     assert found(routes, "GET", path) is None
     assert found(routes, "HEAD", path) is None
     assert found(routes, "GET", "/other/Path/") == "GET /*"
+
+
+def test_case_is_folded_beyond_ascii() -> None:
+    routes = table(("GET /v1/key", "$1"), ("GET /caf%C3%89", "$1"), ("GET /*", "free"))
+    assert found(routes, "GET", "/v1/%E2%84%AAey") is None  # the Kelvin sign
+    assert found(routes, "GET", "/CAF%C3%A9") is None
+    assert found(routes, "GET", "/v1/%C3%BCber") == "GET /*"
 
 
 def test_another_spelling_at_the_same_or_a_higher_price_is_sold() -> None:
