@@ -11,7 +11,7 @@ from gateway.terminal import NO, USAGE, Stop, common, put, read_settings, say
 
 @click.group()
 def account() -> None:
-    """Accounts: look at one, grant credits, stop one, give a charge back."""
+    """Accounts: look at one, grant credits, stop one, give a charge back, give up a debt."""
 
 
 @account.command("show")
@@ -123,3 +123,26 @@ def account_refund(
         put(done)
     else:
         say(f"{done['outcome']}: {done['credits']} credits for call {request_id}", fg="green")
+
+
+@account.command("write-off")
+@click.argument("who")
+@click.option("--why", required=True, help="Kept, with who did it.")
+@click.option("--freeze", is_flag=True, help="Stop the account's spending in the same step.")
+@common
+def account_write_off(who: str, why: str, freeze: bool, as_json: bool, config: Path | None) -> None:
+    """Give up what WHO owes: a wallet address or an account id. The house bears the loss."""
+    from gateway.hands import Refused, write_off
+
+    try:
+        done = write_off(read_settings(config), who, why=why, freeze=freeze)
+    except ValueError as error:
+        raise Stop(str(error), USAGE) from None
+    except Refused as error:
+        raise Stop(str(error), NO) from None
+    if as_json:
+        put(done)
+        return
+    state = "is frozen" if done["frozen"] else "can spend"
+    left = f"still owes {done['debt_units']} units in dispute" if done["debt_units"] else state
+    say(f"{done['credits']} credits are written off; {who} {left}", fg="green")

@@ -1,5 +1,5 @@
 """What an operator does to the books from the command line: migrate, verify, export, show, grant,
-freeze, refund.
+freeze, write off, refund.
 
 Each function opens the configured database, does one thing and closes it. Safe beside running
 gateways: everything goes through the ledger's own verbs.
@@ -291,6 +291,39 @@ def freeze(settings: Settings, who: str, *, frozen: bool, why: str) -> dict[str,
         if not isinstance(outcome, ledger.AccountIs):
             raise ledger.LedgerFault(f"a freeze was answered with {outcome}")
         return {"account": account_id, "frozen": outcome.frozen, "changed": outcome.changed}
+
+    return _with_database(settings, work)
+
+
+def write_off(settings: Settings, who: str, *, why: str, freeze: bool) -> dict[str, Any]:
+    """Give up what an account owes; who did it and why is kept. It can spend again, unless its
+    spending is stopped with ``freeze`` in the same transaction.
+
+    Raises ``ValueError`` for a malformed ``who``, ``Refused`` if there is no such account, it owes
+    nothing, or its debt may still be cured.
+    """
+    from gateway.payments import losses
+
+    async def work(db: Database) -> dict[str, Any]:
+        async with db.write() as tx:
+            account_id, by = await _known_account(tx, who), _operator()
+            try:
+                given = await losses.write_off(tx, account_id, why=why, by=by)
+            except losses.TooEarly as error:
+                raise Refused(str(error)) from None
+            if not given.units:
+                raise Refused(f"{who} owes nothing")
+            if freeze:
+                step = ledger.FreezeAccount(account_id, True, why, by)
+                await ledger.apply(tx, [step], await tx.now_ms())
+            seen = await read.account(tx, account_id)
+        return {
+            "account": account_id,
+            "amount_units": given.units,
+            "credits": format_credits(given.units, settings.credits.per_usd),
+            "debt_units": given.left_units,
+            "frozen": seen is not None and seen.frozen,
+        }
 
     return _with_database(settings, work)
 

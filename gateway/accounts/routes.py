@@ -209,6 +209,7 @@ async def lots(request: Request) -> Response:
                     **amount(node, "reversed", row.reversed_units),
                     **amount(node, "frozen", row.claim_units - row.reversed_units),
                     **amount(node, "short", row.short_units),
+                    **amount(node, "lost", row.lost_units),
                     **amount(node, "outgoing", row.outgoing_units),
                     **amount(node, "paid_out", row.paid_out_units),
                     "expires_at_ms": None if row.expires_ms >= ledger.NEVER else row.expires_ms,

@@ -3,6 +3,7 @@
 from gateway.ledger.apply import apply
 from gateway.ledger.batch import Writer
 from gateway.ledger.book import LedgerFault
+from gateway.ledger.loss_steps import LOSSES, Reopen, WriteOff
 from gateway.ledger.payout_steps import (
     OUTGOING,
     PAID_OUT,
@@ -63,6 +64,7 @@ __all__ = [
     "DEBT",
     "EXPIRED",
     "FUNDING",
+    "LOSSES",
     "NEVER",
     "OUTGOING",
     "PAID_OUT",
@@ -104,6 +106,7 @@ __all__ = [
     "RefundRow",
     "Refunded",
     "RefundedBefore",
+    "Reopen",
     "Repeated",
     "Reverse",
     "Short",
@@ -112,6 +115,7 @@ __all__ = [
     "TransferRow",
     "Unfreeze",
     "Withheld",
+    "WriteOff",
     "Writer",
     "apply",
 ]

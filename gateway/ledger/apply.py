@@ -112,9 +112,9 @@ def _ids_needed(book: Book, steps: Sequence[Step]) -> int:
     need = len(steps) + 2 * lots + pins
     if book.rare is None and not book.pins:
         return need + lots  # what is minted may pay a debt
-    # What comes back to a lot forgives, repays and lapses: three lines. It may let go of what
-    # others repaid: two lines for each of those lots and for each that came back. A claim writes
-    # five lines of its own, a refund two.
+    # What comes back to a lot forgives, recovers, repays and lapses: four lines. It may let go of
+    # what others repaid: two lines for each of those lots and for each that came back. A claim
+    # writes five lines of its own, a refund and a write-off two.
     mine = [each for each in book.lot.values() if each.repaid_units]
     payers = len(mine) + lots
     named = 0 if book.rare is None else len(book.rare.named)

@@ -35,11 +35,14 @@ _LOT_SUMS: Final = """SELECT ref,
             ELSE 0 END) AS short,
           sum(CASE kind WHEN 'repay' THEN amount_units WHEN 'unrepay' THEN -amount_units
             ELSE 0 END) AS repaid,
+          sum(CASE kind WHEN 'loss' THEN amount_units WHEN 'recover' THEN -amount_units
+            ELSE 0 END) AS lost,
           sum(CASE kind WHEN 'withhold' THEN amount_units WHEN 'release' THEN -amount_units
             ELSE 0 END) AS outgoing,
           sum(CASE kind WHEN 'payout' THEN amount_units ELSE 0 END) AS paid_out
         FROM transfer WHERE kind IN ('expire', 'unexpire', 'reverse', 'restore', 'freeze',
-          'unfreeze', 'debt', 'forgive', 'repay', 'unrepay', 'withhold', 'release', 'payout')
+          'unfreeze', 'debt', 'forgive', 'repay', 'unrepay', 'loss', 'recover', 'withhold',
+          'release', 'payout')
         GROUP BY ref"""
 
 # name -> (what a row would mean, query). Written for both dialects; sums are cast because
@@ -77,7 +80,8 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
           WHEN 'debt' THEN debit = 5 WHEN 'unrepay' THEN debit = 5
           WHEN 'repay' THEN credit = 5 WHEN 'forgive' THEN credit = 5
           WHEN 'withhold' THEN credit = 6 WHEN 'release' THEN debit = 6
-          WHEN 'payout' THEN credit = 7 ELSE 1 = 0 END""",
+          WHEN 'payout' THEN credit = 7
+          WHEN 'loss' THEN debit = 8 WHEN 'recover' THEN credit = 8 ELSE 1 = 0 END""",
     ),
     "I2_account_is_known": (
         "a line, a hold or a lot belongs to no account",
@@ -135,6 +139,17 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
           SELECT account_id, sum(CASE action WHEN 'freeze' THEN 1 ELSE -1 END) AS standing
           FROM operator_action WHERE action IN ('freeze', 'unfreeze') GROUP BY account_id) o
         ON o.account_id = a.id WHERE a.frozen <> coalesce(o.standing, 0)""",
+    ),
+    "I3_loss_was_decided": (
+        "a debt was written off and nobody did it, or somebody did and it was not",
+        """SELECT t.id, t.account_id, o.account_id AS noted FROM transfer t
+        LEFT JOIN operator_action o ON o.action = 'write_off' AND o.ref = t.id
+          AND o.account_id = t.account_id
+        WHERE t.kind = 'loss' AND o.id IS NULL
+        UNION ALL SELECT o.ref, NULL, o.account_id FROM operator_action o
+        LEFT JOIN transfer t ON t.id = o.ref AND t.kind = 'loss'
+          AND t.account_id = o.account_id
+        WHERE o.action = 'write_off' AND t.id IS NULL""",
     ),
     "I5_mint_is_lot": (
         "a lot and the transfer that made it differ",
@@ -209,17 +224,18 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
           ON r.lot_id = l.id
         WHERE l.minted_units <> l.remaining_units + l.expired_units + l.repaid_units
           + l.outgoing_units + l.paid_out_units
-          - l.short_units
+          - l.short_units - l.lost_units
           + CASE WHEN l.state = 'frozen' THEN l.minted_units ELSE l.reversed_units END
           + coalesce(s.units, 0) + coalesce(p.units, 0) - coalesce(r.units, 0)""",
     ),
     "I8_lot_is_its_transfers": (
-        "what expired, was reversed, frozen, lent, repaid or paid out of a lot is not in the"
+        "what expired, was reversed, frozen, lent, lost, repaid or paid out of a lot is not in the"
         " transfers",
         """SELECT l.id, l.state, t.* FROM lot l LEFT JOIN ({lot_sums}) t ON t.ref = l.id
         WHERE l.expired_units <> coalesce(t.expired, 0)
           OR l.reversed_units <> coalesce(t.reversed, 0)
           OR l.short_units <> coalesce(t.short, 0) OR l.repaid_units <> coalesce(t.repaid, 0)
+          OR l.lost_units <> coalesce(t.lost, 0)
           OR l.outgoing_units <> coalesce(t.outgoing, 0)
           OR l.paid_out_units <> coalesce(t.paid_out, 0)
           OR CASE WHEN l.state = 'frozen' THEN l.minted_units - l.reversed_units ELSE 0 END
@@ -229,10 +245,11 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
     ),
     "I8_lot_is_in_one_state": (
         "a lot that cannot be spent holds something, or one owes and lends at once",
-        """SELECT id, state, remaining_units, short_units, repaid_units FROM lot
+        """SELECT id, state, remaining_units, short_units, lost_units, repaid_units FROM lot
         WHERE (state <> 'live' AND remaining_units <> 0)
-          OR (short_units > 0 AND repaid_units > 0)
-          OR short_units > CASE WHEN state = 'frozen' THEN minted_units ELSE reversed_units END
+          OR (short_units + lost_units > 0 AND repaid_units > 0)
+          OR short_units + lost_units > CASE WHEN state = 'frozen' THEN minted_units
+            ELSE reversed_units END
           OR (state = 'frozen' AND expired_units <> 0)
           OR outgoing_units < 0 OR paid_out_units < 0
           OR state NOT IN ('live', 'expired', 'frozen')""",

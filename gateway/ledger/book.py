@@ -66,6 +66,7 @@ class LotState:
     repaid_units: int = 0
     outgoing_units: int = 0
     paid_out_units: int = 0
+    lost_units: int = 0
     new: bool = False
     touched: bool = False
 

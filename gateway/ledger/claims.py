@@ -7,16 +7,23 @@ fact that is undone undoes what it did.
     FUNDING   gets what was reversed       reverse, and restore when that is undone
     SUSPENSE  gets the rest of the claim   freeze, and unfreeze when the dispute ends
     DEBT      lends what the lot is short  debt, and forgive when the lot gives it after all
+    LOSSES    bears what is written off    loss, and recover when it comes in after all
 
 The claim is paid out in full at once. Where open holds still need the lot, that part is pinned to
 them and lent meanwhile: a hold that lets go of it pays the loan back (``lots.give_back``), one
 that captures it leaves the loan standing. That is the debt for what has been spent.
+
+A debt that nobody will pay is written off: the house gives the account what it owes, and that pays
+the loan. What comes back to the lot later pays the customers' part first, then the house's. Its
+money may also come back as another lot (another transaction of the same payment): then the debt is
+opened again before that one is minted, which pays it.
 """
 
 from __future__ import annotations
 
 from gateway.ledger import lots
-from gateway.ledger.book import AccountState, Book, LedgerFault, LotState
+from gateway.ledger.book import AccountState, Action, Book, LedgerFault, LotState
+from gateway.ledger.loss_steps import LOSSES, Reopen, WriteOff
 from gateway.ledger.steps import (
     DEBT,
     EXPIRED,
@@ -50,6 +57,48 @@ def claim(book: Book, step: Freeze | Unfreeze | Reverse) -> LotIs:
         lots.fold(book, account)
         _change(book, account, lot, frozen=frozen, reversed_units=reversed_units, why=step.reason)
     return LotIs(lot.id, changed, account.debt, account.balance)
+
+
+def write_off(book: Book, step: WriteOff) -> LotIs:
+    """Let the house bear what the account owes for a lot. Nothing, if it owes nothing for it."""
+    if book.rare is None:
+        raise LedgerFault("this step was not prepared for")
+    lot = book.lot_of(step.lot_id)
+    account = book.account(lot.account_id)
+    lots.expire_due(book, account)
+    # Of what the lot is short others of the account's lots may have paid a part.
+    units = 0 if lot.state == "frozen" else min(lot.short_units, account.debt)
+    if units:
+        lot.short_units -= units
+        lot.lost_units += units
+        lot.touched = True
+        account.available += units
+        sides = (LOSSES, account.id)
+        line = book.post(account, "loss", sides, units, lot.id, reason=step.reason)
+        account.available -= units
+        account.debt -= units
+        book.post(account, "forgive", (account.id, DEBT), units, lot.id)
+        action = Action(account.id, "write_off", line.id, step.by, step.reason)
+        book.rare.new_actions.append(action)
+    return LotIs(lot.id, units > 0, account.debt, account.balance)
+
+
+def reopen(book: Book, step: Reopen) -> LotIs:
+    """Take a write-off back: what was lost with the lot is the account's debt again."""
+    lot = book.lot_of(step.lot_id)
+    account = book.account(lot.account_id)
+    lots.expire_due(book, account)
+    units = lot.lost_units
+    if units:
+        lot.lost_units -= units
+        lot.short_units += units
+        lot.touched = True
+        account.available += units
+        account.debt += units
+        book.post(account, "debt", (DEBT, account.id), units, lot.id, reason=step.reason)
+        account.available -= units
+        book.post(account, "recover", (account.id, LOSSES), units, lot.id)
+    return LotIs(lot.id, units > 0, account.debt, account.balance)
 
 
 def _change(

@@ -15,12 +15,13 @@ until it ends. What is pinned and then not captured goes where the lot says at t
 
 What becomes of the units of a lot, at any time:
 
-    minted = remaining + pinned + spent + expired + repaid + outgoing + paid out + (claim - short)
+    minted = remaining + pinned + spent + expired + repaid + outgoing + paid out
+             + (claim - short - lost)
 
 claim is what others have a right to: all of a frozen lot, else what was reversed. It is paid out
 at once and in full, to the house's SUSPENSE or FUNDING; what the lot itself cannot give of it is
-short, and lent by the house's DEBT. The account owes what all its lots are short of, less what
-has been repaid:
+short, and lent by the house's DEBT, or lost, and borne by its LOSSES. The account owes what all its
+lots are short of, less what has been repaid:
 
     debt = sum(short) - sum(repaid)
 """
@@ -28,6 +29,7 @@ has been repaid:
 from __future__ import annotations
 
 from gateway.ledger.book import AccountState, Book, LedgerFault, LotState, PinState, Segment
+from gateway.ledger.loss_steps import LOSSES
 from gateway.ledger.steps import DEBT, EXPIRED, NEVER, HoldRow
 
 
@@ -148,7 +150,8 @@ def give_back(book: Book, account: AccountState, lot: LotState, units: int) -> N
 
     They are in ``available`` already, and the account is folded. What the lot is short of comes
     first: it pays for itself what the house had lent it, or what other lots had repaid for it,
-    which then goes back to those. Whatever is still left goes home.
+    which then goes back to those. Then what the house has lost with it. What is still left goes
+    home.
     """
     own = min(units, lot.short_units)
     if own:
@@ -159,7 +162,13 @@ def give_back(book: Book, account: AccountState, lot: LotState, units: int) -> N
         owed = min(own, account.debt)
         account.debt -= owed
         unrepay(book, account, own - owed)
-    _go_home(book, account, lot, units - own)
+    lost = min(units - own, lot.lost_units)
+    if lost:
+        account.available -= lost
+        lot.lost_units -= lost
+        lot.touched = True
+        book.post(account, "recover", (account.id, LOSSES), lost, lot.id)
+    _go_home(book, account, lot, units - own - lost)
 
 
 def unrepay(book: Book, account: AccountState, units: int) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 
 from gateway.db import Tx
 from gateway.ledger.book import Book, LedgerFault, Rare, Segment
+from gateway.ledger.loss_steps import Reopen, WriteOff
 from gateway.ledger.payout_steps import EndPayOut, PayOut, PayoutEndRow, PayoutRow
 from gateway.ledger.rows import (
     HOLD,
@@ -37,7 +38,7 @@ from gateway.ledger.steps import (
     Unfreeze,
 )
 
-_CLAIMS: Final = (Freeze, Unfreeze, Reverse)
+_CLAIMS: Final = (Freeze, Unfreeze, Reverse, WriteOff, Reopen)
 _OF_A_LOT: Final = (*_CLAIMS, PayOut)
 _MOVING: Final = (*_OF_A_LOT, EndPayOut)
 

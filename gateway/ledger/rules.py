@@ -10,6 +10,7 @@ from bisect import insort
 
 from gateway.ledger import breakdowns, claims, limits, lots, payouts, refunds
 from gateway.ledger.book import Action, Book, LedgerFault, LotState
+from gateway.ledger.loss_steps import Reopen, WriteOff
 from gateway.ledger.payout_steps import EndPayOut, PayOut
 from gateway.ledger.steps import (
     FUNDING,
@@ -64,6 +65,10 @@ def decide(book: Book, step: Step) -> Outcome:  # noqa: PLR0911  (a table)
             return refunds.refund(book, step)
         case Freeze() | Unfreeze() | Reverse():
             return claims.claim(book, step)
+        case WriteOff():
+            return claims.write_off(book, step)
+        case Reopen():
+            return claims.reopen(book, step)
         case FreezeAccount():
             return freeze_account(book, step)
         case PayOut():

@@ -30,6 +30,7 @@ _INSERT_PIN: Final = insert("pin", PIN)
 _CHANGING_LOT: Final = (
     *("id", "remaining_units", "state", "expired_units"),
     *("reversed_units", "short_units", "repaid_units", "outgoing_units", "paid_out_units"),
+    "lost_units",
 )
 # Of an answer's header fields as text, so that the cache of those is below 2 MB.
 _LONGEST_KEPT: Final = 1_024

@@ -16,7 +16,7 @@ _BY_KIND: Final = {"capture": "usage", "void": "usage"}
 TYPES: Final = (
     *("usage", "purchase", "bonus", "subscription_credit", "auto_top_up", "refund"),
     *("expire", "unexpire", "freeze", "unfreeze", "reverse", "restore", "debt", "forgive"),
-    *("repay", "unrepay", "withhold", "release", "payout"),
+    *("repay", "unrepay", "loss", "recover", "withhold", "release", "payout"),
 )
 """What a line can be of. The last two rows are the ledger's own words for what is seldom seen."""
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from gateway.ledger.loss_steps import Reopen, WriteOff
 from gateway.ledger.payout_steps import EndPayOut, NotPayable, PayOut, PayoutEnded, Withheld
 
-# The house's own accounts. Their ids are below every customer's; two more: payout_steps.py.
+# The house's own accounts. Their ids are below every customer's; 6, 7: payout_steps.py, 8:
+# loss_steps.py.
 FUNDING: Final = 1  # where minted credits come from: money that came in from outside
 REVENUE: Final = 2  # what customers were charged
 EXPIRED: Final = 3  # what lapsed unused
@@ -229,6 +231,8 @@ Step = (
     | Freeze
     | Unfreeze
     | Reverse
+    | WriteOff
+    | Reopen
     | FreezeAccount
     | PayOut
     | EndPayOut

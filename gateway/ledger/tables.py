@@ -140,7 +140,8 @@ transfer = sa.Table(
     # The close of a hold has the hold's own id: the key closes it at most once.
     sa.Column("id", Id, primary_key=True, autoincrement=False),
     # mint capture void expire unexpire refund freeze unfreeze reverse restore debt forgive repay
-    # unrepay withhold release payout: what each moves is said in lots, claims and payouts.py
+    # unrepay loss recover withhold release payout: what each moves is said in lots, claims and
+    # payouts.py
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("debit", BIG, nullable=False),
     sa.Column("credit", BIG, nullable=False),
@@ -181,6 +182,8 @@ lot = sa.Table(
     # Withheld for payouts that have not ended; what was paid out of it.
     sa.Column("outgoing_units", BIG, nullable=False, server_default="0"),
     sa.Column("paid_out_units", BIG, nullable=False, server_default="0"),
+    # The part of the claim that it could not give and that was written off: the house bears it.
+    sa.Column("lost_units", BIG, nullable=False, server_default="0"),
     sa.CheckConstraint("remaining_units >= 0 AND remaining_units <= minted_units", name="rest"),
     sa.CheckConstraint("expired_units >= 0 AND expired_units <= minted_units", name="expired"),
     sa.CheckConstraint("reversed_units >= 0 AND reversed_units <= minted_units", name="reversed"),
@@ -188,6 +191,14 @@ lot = sa.Table(
     sa.CheckConstraint("repaid_units >= 0 AND repaid_units <= minted_units", name="repaid"),
     sa.CheckConstraint("outgoing_units >= 0 AND outgoing_units <= minted_units", name="outgoing"),
     sa.CheckConstraint("paid_out_units >= 0 AND paid_out_units <= minted_units", name="paid_out"),
+    sa.CheckConstraint("lost_units >= 0 AND lost_units <= minted_units", name="lost"),
+    # The few that were written off: found again when their payment comes in after all.
+    sa.Index(
+        "ix_lot_lost",
+        "payment_id",
+        sqlite_where=sa.text("lost_units > 0"),
+        postgresql_where=sa.text("lost_units > 0"),
+    ),
     # The few that paid a debt: they get it back first when the debt was none.
     sa.Index(
         "ix_lot_repaid",
@@ -337,8 +348,8 @@ operator_action = sa.Table(
     metadata,
     sa.Column("id", Id, primary_key=True, autoincrement=False),
     sa.Column("account_id", BIG, nullable=False),
-    sa.Column("action", sa.Text, nullable=False),  # freeze unfreeze refund
-    sa.Column("ref", BIG, nullable=False),  # refund: its transfer; else 0
+    sa.Column("action", sa.Text, nullable=False),  # freeze unfreeze refund write_off
+    sa.Column("ref", BIG, nullable=False),  # refund, write_off: its transfer; else 0
     sa.Column("by", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("at_ms", BIG, nullable=False),

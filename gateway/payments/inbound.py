@@ -272,6 +272,7 @@ async def credit(tx: Tx, row: Inbound, now_ms: int, hold: MakeHold | None = None
     if not await exposure.admitted(tx, row):
         return Placed(row)
     account_id = await wallets.ensure(tx, row.recipient, now_ms, row.recipient_chain)
+    before = await _minted_before(tx, row)
     first: ledger.Step
     if row.lot_id is not None:
         first = ledger.Reverse(row.lot_id, 0, "the transfer is in the chain again")
@@ -286,10 +287,11 @@ async def credit(tx: Tx, row: Inbound, now_ms: int, hold: MakeHold | None = None
             expires_ms=row.expires_ms or ledger.NEVER,
             payer=row.from_address,
             payment_id=row.payment_id,
-            reason=await _replaces(tx, row),
+            reason=None if before is None else f"{row.source}, in place of lot {before}",
         )
-    steps = [first] if hold is None else [first, hold(account_id)]
-    outcomes = await ledger.apply(tx, steps, now_ms)
+    again = [] if before is None else await _written_off(tx, row)
+    steps = [*again, first] if hold is None else [*again, first, hold(account_id)]
+    outcomes = (await ledger.apply(tx, steps, now_ms))[len(again) :]
     done = outcomes[0]
     if not isinstance(done, (ledger.Minted, ledger.MintedBefore, ledger.LotIs)):
         raise ledger.LedgerFault(f"{row.tx_hash}/{row.n}: a mint was answered with {done}")
@@ -325,15 +327,26 @@ def count_ended(tx: Tx, outcome: str) -> None:
     tx.after_commit(lambda: observe.count("settlements", outcome=outcome))
 
 
-async def _replaces(tx: Tx, row: Inbound) -> str | None:
-    """What a mint says of itself when its payment had minted before, under another transaction
-    that left the chain: the statement then shows which lot it stands for."""
+async def _minted_before(tx: Tx, row: Inbound) -> int | None:
+    """The lot that its payment had minted before its transaction, or another one, left the chain:
+    the statement then shows which lot a new one stands for."""
     if row.payment_id is None:
-        return None
+        return row.lot_id
     before: int | None = await tx.fetchval(
         "SELECT lot_id FROM payment WHERE id = $1", row.payment_id
     )
-    return None if before is None else f"{row.source}, in place of lot {before}"
+    return before
+
+
+async def _written_off(tx: Tx, row: Inbound) -> list[ledger.Step]:
+    """What was given up of the payment is owed again, and paid by what comes in now: whoever bore
+    the loss gets it back, whichever of its transactions that is."""
+    if row.payment_id is None:
+        return []
+    lost = await tx.fetch(
+        "SELECT id FROM lot WHERE payment_id = $1 AND lost_units > 0 ORDER BY id", row.payment_id
+    )
+    return [ledger.Reopen(each["id"], "its payment is in the chain again") for each in lost]
 
 
 async def moved(tx: Tx, judged: Inbound, block_number: int, block_hash: str, now_ms: int) -> bool:

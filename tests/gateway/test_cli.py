@@ -307,6 +307,56 @@ def test_freeze_and_refund(farebox: Farebox, configured: Path, db_url: str) -> N
     assert farebox("ledger", "verify").returncode == 0
 
 
+def _reversed(url: str) -> None:
+    """The grant of the wallet is taken back, after a cent of it was spent."""
+    import asyncio
+
+    from gateway.db import Database
+    from gateway.ledger import Reverse, apply
+
+    async def work() -> None:
+        db = await Database.connect(url)
+        async with db.write() as tx:
+            lot: int = await tx.fetchval("SELECT id FROM lot")
+            await apply(tx, [Reverse(lot, 5_000_000, "gone")], await tx.now_ms())
+        await db.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_write_off(farebox: Farebox, configured: Path, db_url: str, freeze: bool) -> None:
+    configured.write_text(f'[server]\ndatabase = "{db_url}"\n' + CONFIG, encoding="utf-8")
+    assert farebox("account", "grant", WALLET, "$5", "--why", "x").returncode == 0
+    give_up = ("account", "write-off", WALLET, "--why", "never seen again")
+    for arguments, code, text in (
+        (give_up, 1, f"{WALLET} owes nothing"),
+        (("account", "write-off", "0x" + "ef" * 20, "--why", "x"), 1, "there is no account"),
+        (("account", "write-off", WALLET), 2, "--why"),
+    ):
+        done = farebox(*arguments)
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+    _charged_calls(db_url, "first")
+    _reversed(db_url)
+    shown = json.loads(farebox("account", "show", WALLET, "--json").stdout)
+    told = json.loads(farebox(*give_up, "--json", *(["--freeze"] if freeze else [])).stdout)
+    assert told == {
+        "account": shown["account"],
+        "amount_units": shown["debt_units"],
+        "credits": told["credits"],
+        "debt_units": 0,
+        "frozen": freeze,
+    }
+    assert shown["debt_units"] > 0
+    shown = json.loads(farebox("account", "show", WALLET, "--json").stdout)
+    assert (shown["debt_units"], shown["frozen"]) == (0, freeze)
+    assert farebox(*give_up).returncode == 1
+    rows = [json.loads(line) for line in farebox("ledger", "export").stdout.splitlines()]
+    actions = [row["action"] for row in rows if row["row"] == "operator_action"]
+    assert sorted(actions) == (["freeze", "write_off"] if freeze else ["write_off"])
+    assert farebox("ledger", "verify").returncode == 0
+
+
 def test_verify_names_what_is_broken(farebox: Farebox, configured: Path, sqlite_url: str) -> None:
     configured.write_text(f'[server]\ndatabase = "{sqlite_url}"\n' + CONFIG, encoding="utf-8")
     assert farebox("account", "grant", WALLET, "$5", "--why", "x").returncode == 0

@@ -6,7 +6,8 @@ the lots and the open holds whenever somebody asks. The real ledger is compared 
 
 A lot can be claimed by others: all of it in a dispute, or what was reversed. What it cannot give
 at once, because it was spent or is needed by open holds, it is short of; an account owes what its
-lots are short of, less what others of its lots have repaid.
+lots are short of, less what others of its lots have repaid. A debt that was written off is lost: it
+is the house's, and so is what comes back to the lot, once the lot is short of nothing.
 
 Outcomes are tuples that begin with a word. Lots and holds have the names the ledger gave them
 (their ids): of two lots that expire together the lower one is spent first, and the lower of two
@@ -38,6 +39,7 @@ class Lot:
     reversed: int = 0
     short: int = 0
     repaid: int = 0
+    lost: int = 0
 
     @property
     def claim(self) -> int:
@@ -83,6 +85,8 @@ class Model:
     by_alias: dict[tuple[int, str, str], Hold] = field(default_factory=dict)
     refunds: dict[tuple[int, str], tuple[int, int | None, int]] = field(default_factory=dict)
     stopped: set[int] = field(default_factory=set)  # frozen by an operator
+    given_up: int = 0  # units ever written off
+    recovered: int = 0  # units of those that came back to the house
 
     # --- what can be asked ------------------------------------------------------------------
 
@@ -272,6 +276,22 @@ class Model:
                 self._give_back(lot, -more)
         return ("lot", before != after, self.debt(lot.account), *self.balance(lot.account))
 
+    def write_off(self, name: int) -> tuple[object, ...]:
+        """The house bears what the account owes for a lot, unless that is still in dispute."""
+        lot = next(lot for lot in self.lots if lot.name == name)
+        units = 0 if lot.frozen else min(lot.short, self.debt(lot.account))
+        lot.short -= units
+        lot.lost += units
+        self.given_up += units
+        return ("lot", units > 0, self.debt(lot.account), *self.balance(lot.account))
+
+    def reopen(self, name: int) -> tuple[object, ...]:
+        """What was lost with a lot is owed again."""
+        lot = next(lot for lot in self.lots if lot.name == name)
+        units, lot.lost = lot.lost, 0
+        lot.short += units
+        return ("lot", units > 0, self.debt(lot.account), *self.balance(lot.account))
+
     def _take(self, lot: Lot, units: int, free: int) -> None:
         """What nobody needs of it first, then what the house had of it, then what it repaid."""
         at_hand = min(units, lot.remaining)
@@ -294,7 +314,10 @@ class Model:
             part = min(payer.repaid, max(-self.debt(lot.account), 0))
             payer.repaid -= part
             self._home(payer, part)
-        self._home(lot, units - own)
+        lost = min(units - own, lot.lost)
+        lot.lost -= lost
+        self.recovered += lost
+        self._home(lot, units - own - lost)
 
     def _home(self, lot: Lot, units: int) -> None:
         units -= self._repay(lot, units)

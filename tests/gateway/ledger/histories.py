@@ -103,7 +103,7 @@ def _entry(rng: random.Random, *, rare: bool) -> Entry:  # noqa: PLR0911  (a tab
             return (kind, account)
         case "renew":
             return (kind, which, rng.choice((5, 1_000, 30_000)))
-        case "refund" | "freeze" | "unfreeze" | "reverse" | "stop":
+        case "refund" | "freeze" | "unfreeze" | "reverse" | "stop" | "write off" | "reopen":
             return rare_entries.entry(rng, kind, account, which)
     return (kind,)
 
@@ -384,7 +384,7 @@ class Run:
         lots = {
             lot.name: (
                 *(lot.remaining, lot.captured, lot.expired, lot.frozen),
-                *(lot.reversed, lot.short, lot.repaid),
+                *(lot.reversed, lot.short, lot.repaid, lot.lost),
             )
             for lot in self.model.of(account)
         }
@@ -437,7 +437,7 @@ async def _stored(tx: Tx, account_id: int) -> dict[str, object]:
         lots[row["id"]] = (
             *(row["remaining_units"] - part, captured, row["expired_units"]),
             *(row["state"] == "frozen", row["reversed_units"]),
-            *(row["short_units"], row["repaid_units"]),
+            *(row["short_units"], row["repaid_units"], row["lost_units"]),
         )
     assert unbooked == 0
     pins = await tx.fetch(

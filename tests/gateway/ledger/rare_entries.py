@@ -1,4 +1,4 @@
-"""The rare entries of random histories: refunds, disputes, reversals, accounts that are stopped."""
+"""The rare entries of random histories: refunds, disputes, write-offs, stopped accounts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from gateway.ledger import (
     RefundConflict,
     Refunded,
     RefundedBefore,
+    Reopen,
     Reverse,
     Step,
     Unfreeze,
+    WriteOff,
 )
 from tests.oracle.ledger_model import Lot, Model
 
-KINDS = ("refund", "freeze", "unfreeze", "reverse", "stop")
-WEIGHTS = (7, 2, 4, 3, 2)
+KINDS = ("refund", "freeze", "unfreeze", "reverse", "stop", "write off", "reopen")
+WEIGHTS = (7, 2, 4, 3, 2, 3, 1)
 RECENT = 8  # of so many lots one is chosen: old ones are empty
 
 
@@ -41,7 +43,9 @@ def entry(rng: random.Random, kind: str, account: int, which: int) -> tuple[Any,
     return (kind, which)
 
 
-def step(model: Model, accounts: list[int], holds: list[int], what: tuple[Any, ...]) -> Step | None:
+def step(  # noqa: PLR0911  (a table)
+    model: Model, accounts: list[int], holds: list[int], what: tuple[Any, ...]
+) -> Step | None:
     """The step of an entry; None if there is nothing yet that it could be about."""
     lots = [lot for lot in model.lots if lot.account in accounts][-RECENT:]
     frozen = [lot for lot in lots if lot.frozen]
@@ -59,12 +63,29 @@ def step(model: Model, accounts: list[int], holds: list[int], what: tuple[Any, .
         case ("reverse", which, part) if lots:
             lot = lots[which % len(lots)]
             return Reverse(lot.name, int(lot.minted * part), "charged back")
+        case ("write off", which) if lots:
+            return _written_off([lot for lot in model.lots if lot.account in accounts], which)
+        case ("reopen", which) if lots:
+            lost = [lot for lot in lots if lot.lost] or lots
+            return Reopen(lost[which % len(lost)].name, "it is in the chain again")
         case ("stop", account, frozen_):
             return FreezeAccount(accounts[account], frozen_, "asked for", "ops")
     return None
 
 
-def expected(model: Model, what: Step) -> tuple[object, ...]:
+def _written_off(lots: list[Lot], which: int) -> Step:
+    """Something that is owed; or a reversal, after which something is."""
+    owing = [lot for lot in lots if lot.short and not lot.frozen]
+    if owing:
+        return WriteOff(owing[which % len(owing)].name, "they never came back", "ops")
+    spent = [lot for lot in lots if lot.captured and not lot.frozen and not lot.reversed]
+    if spent:
+        lot = spent[which % len(spent)]
+        return Reverse(lot.name, lot.minted, "its block left the chain")
+    return WriteOff(lots[which % len(lots)].name, "nothing is owed", "ops")
+
+
+def expected(model: Model, what: Step) -> tuple[object, ...]:  # noqa: PLR0911  (a table)
     """What the model makes of it."""
     match what:
         case Refund():
@@ -75,6 +96,10 @@ def expected(model: Model, what: Step) -> tuple[object, ...]:
             return model.claim(what.lot_id, frozen=False)
         case Reverse():
             return model.claim(what.lot_id, total=what.total_units)
+        case WriteOff():
+            return model.write_off(what.lot_id)
+        case Reopen():
+            return model.reopen(what.lot_id)
         case FreezeAccount():
             return model.stop(what.account_id, frozen=what.frozen)
     raise AssertionError(f"the model does not know {what}")

@@ -17,6 +17,7 @@ from gateway.ledger import (
     Refund,
     Reverse,
     Withheld,
+    WriteOff,
     audit,
     breakdowns,
 )
@@ -97,7 +98,14 @@ DISTURBED = {
     "UPDATE segment SET to_pos = to_pos + 1": {"I8_segments_are_whole", "I8_lot_adds_up"},
     "UPDATE account SET debt = debt + 1": {"I1_debt_is_sum"},
     "UPDATE account SET frozen = 1 - frozen": {"I3_freeze_was_decided"},
-    "DELETE FROM operator_action": {"I3_freeze_was_decided"},
+    "DELETE FROM operator_action": {"I3_freeze_was_decided", "I3_loss_was_decided"},
+    "UPDATE operator_action SET ref = ref + 1 WHERE action = 'write_off'": {"I3_loss_was_decided"},
+    "UPDATE lot SET lost_units = lost_units - 1 WHERE lost_units > 0": {
+        "I8_lot_is_its_transfers",
+        "I8_lot_adds_up",
+    },
+    "UPDATE lot SET repaid_units = 1 WHERE lost_units > 0": {"I8_lot_is_in_one_state"},
+    "UPDATE transfer SET debit = 5 WHERE kind = 'loss'": {"I1_house_side_of_kind"},
     "UPDATE transfer SET credit = 3 WHERE kind = 'capture'": {"I1_house_side_of_kind"},
     "UPDATE transfer SET debit = 1 WHERE kind = 'refund'": {"I1_house_side_of_kind"},
     "UPDATE refund SET amount_units = amount_units + 1": {"I6_refund_is_whole"},
@@ -189,6 +197,7 @@ async def _books(db: Database) -> None:
     await _disputed(db)
     await _paid_out(db)
     await _limited(db)
+    await _written_off(db)
     assert await faults(db) == []
 
 
@@ -239,6 +248,15 @@ async def _limited(db: Database) -> None:
     await minted(db, mint(account, 5, "not"), T0 + 101)
     limited = replace(hold(account, "limited", 3), only=Only(lot, "grant", None))
     await held(db, limited, T0 + 101)
+
+
+async def _written_off(db: Database) -> None:
+    """An account whose debt is the house's loss."""
+    account = await open_account(db, 5)
+    lot = await minted(db, mint(account, 5, "lost"), T0 + 101)
+    row = await held(db, hold(account, "lost", 4), T0 + 101)
+    steps = (capture(row, 4), Reverse(lot, 5, "x"), WriteOff(lot, "x", "ops"))
+    await run(db, *steps, at_ms=T0 + 101)
 
 
 async def _unlock(db: Database) -> None:

@@ -117,6 +117,8 @@ async def test_random_histories_are_as_the_model_says(
     assert sum(run.steps for run in runs) > 100 * len(runs)
     assert sum(run.swept for run in runs) > 5
     assert sum(run.limited for run in runs) > 2 * len(runs)
+    assert sum(run.model.given_up for run in runs) > len(runs) // 2
+    assert sum(run.model.recovered for run in runs) > 0
 
 
 if SOAK_S:  # the long form; TEST_SOAK_S is how many seconds for each database
