@@ -20,8 +20,6 @@ still being sent is read away for a moment.
 from __future__ import annotations
 
 import asyncio
-import json
-import secrets
 from collections.abc import Sequence
 from typing import Any, Final, cast
 from urllib.parse import unquote_to_bytes
@@ -36,7 +34,6 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
-from gateway.errors import Problem
 from gateway.fields import EXCHANGE, Fields
 from gateway.proxy.target import RAW_TARGET
 from gateway.proxy.wire import HEAD_BYTES, Kept
@@ -168,24 +165,7 @@ class RawHttpTools(Kept, HttpToolsProtocol):
         if running is not None and running.response_started and not running.response_complete:
             self.transport.close()
         else:
-            self.send_400_response(
-                "The request is no HTTP/1.1, or its framing or a header field could be read in "
-                "more than one way."
-            )
-
-    def send_400_response(self, msg: str) -> None:
-        problem = Problem("invalid_request", msg)
-        body = json.dumps(problem.body(secrets.token_hex(8))).encode()
-        fields = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/problem+json"),
-            (b"cache-control", b"no-store"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ]
-        head = b"".join(b"%b: %b\r\n" % field for field in fields)
-        self.transport.write(b"".join((STATUS_LINE[problem.status], head, b"\r\n", body)))
-        self.transport.close()
+            self.send_400_response("Invalid HTTP request received.")
 
     def on_message_begin(self) -> None:
         self.url = b""

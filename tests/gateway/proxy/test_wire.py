@@ -153,25 +153,6 @@ async def test_nothing_is_read_behind_connect() -> None:
             assert b"connection: close" in answer
 
 
-@pytest.mark.parametrize(
-    "odd",
-    [
-        b"GET /a HTTP/1.1\r\nHost: a\r\nX : y\r\n\r\n",
-        CHUNKED + b"Content-Length: 3\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
-        b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc",
-        b"nonsense\r\n\r\n",
-    ],
-)
-async def test_what_is_no_http_is_refused_like_all_else(odd: bytes) -> None:
-    async with serving(edge(echo), "httptools") as port:
-        answer = await talk(port, odd + NEXT)
-    assert status_of(answer) == 400
-    assert answer.count(b"HTTP/1.1 ") == 1
-    assert b"\r\ncontent-type: application/problem+json\r\n" in answer
-    told = json.loads(body_of(answer))
-    assert (told["code"], told["status"], told["retryable"]) == ("invalid_request", 400, False)
-
-
 async def test_an_answer_is_not_written_into() -> None:
     """What is no HTTP behind a request ends the connection, and not as part of its answer."""
     go_on = asyncio.Event()
