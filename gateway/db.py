@@ -177,6 +177,13 @@ class Database:
         yield  # type: ignore[unreachable]  # as above
 
     @asynccontextmanager
+    async def survey(self) -> AsyncIterator[Tx]:
+        """``read`` for who reads everything there is: neither a statement nor what is done between
+        two of them has to end soon."""
+        async with self.read() as tx:
+            yield tx
+
+    @asynccontextmanager
     async def starting(self) -> AsyncIterator[bool]:
         """The start of a process that will hold leases here, before it holds any.
 

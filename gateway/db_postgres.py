@@ -35,6 +35,8 @@ _SETTINGS: Final = {
     "statement_timeout": "5000",
     "idle_in_transaction_session_timeout": "5000",
 }
+_SURVEY_S: Final = 86_400  # none, for asyncpg
+
 # The writer's own connection asks for nothing but keys, thousands of times a second. Planning each
 # time would cost more than running; a plan from when the tables were empty would read them whole.
 _HOT_SETTINGS: Final = _SETTINGS | {
@@ -50,12 +52,13 @@ class _PostgresTx(Tx):
     dialect: Dialect = "postgres"
     for_update = " FOR UPDATE"
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: _Connection, timeout_s: float | None = None) -> None:
         super().__init__()
         self._connection = connection
+        self._timeout_s = timeout_s  # of a fetch; None: the connection's
 
     async def fetch(self, sql: str, *params: Any) -> Sequence[Row]:
-        rows: Sequence[Row] = await self._connection.fetch(sql, *params)
+        rows: Sequence[Row] = await self._connection.fetch(sql, *params, timeout=self._timeout_s)
         return rows
 
     async def execute(self, sql: str, *params: Any) -> int:
@@ -292,6 +295,16 @@ class PostgresDatabase(Database):
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
             yield _PostgresTx(connection)
+
+    @asynccontextmanager
+    async def survey(self) -> AsyncIterator[Tx]:
+        async with (
+            self._connection() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
+                await connection.execute(f"SET LOCAL {name} = 0")
+            yield _PostgresTx(connection, _SURVEY_S)
 
     async def close(self) -> None:
         try:

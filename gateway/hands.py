@@ -96,7 +96,7 @@ def verify(settings: Settings) -> dict[str, dict[str, Any]]:
     """The broken invariants by name, each with its meaning and the first rows; empty if none."""
 
     async def work(db: Database) -> dict[str, dict[str, Any]]:
-        async with db.read() as tx:
+        async with db.survey() as tx:
             broken = await audit.verify(tx, await tx.now_ms())
         return {b.name: {"meaning": b.meaning, "rows": list(b.rows)} for b in broken}
 
@@ -107,7 +107,7 @@ def export(settings: Settings, put: Callable[[dict[str, Any]], None]) -> None:
     """Hand every row of the books to ``put``, from one snapshot, a bounded number at a time."""
 
     async def work(db: Database) -> None:
-        async with db.read() as tx:
+        async with db.survey() as tx:
             for table, key, left_out in EXPORTED:
                 await _export_table(tx, table, key, left_out, put)
 

@@ -62,13 +62,6 @@ async def test_the_same_request_runs_again(
     for _ in range(2):  # it dies in the second run, too
         await die_during(gateway, wallet, target, headers, gate)
         gateway.start()
-        # Until its lease is over it may still be running, for all another process knows. On SQLite
-        # there is none: a start ends the leases of the dead, and an early repeat would just run.
-        if dialect == "postgres":
-            async with gateway.client() as http:
-                early = await http.get(target, headers=headers)
-                if early.status_code == 409:
-                    problem(early, "request_in_progress")
         gateway.wait(lapsed(gateway, wallet), "the hold to be void")
     gate.open()
     async with gateway.client() as http:
@@ -92,6 +85,24 @@ async def test_the_same_request_runs_again(
         ("void", 0, "interrupted"),
         ("capture", PRICE_UNITS, None),
     ]
+
+
+async def test_until_its_lease_is_over_it_may_still_be_running(
+    launch: Launch, api: Api, wallet: Wallet
+) -> None:
+    """For all another process knows. (On SQLite a start ends the leases of the dead.)"""
+    gateway = launch("postgres", routes=ROUTES)
+    target = "/again/" + wallet.address
+    gate = api.behave(target, the_nth_answer)
+    async with gateway.client() as http:
+        await buy(http, wallet)
+    headers = wallet.sign("GET", gateway.url + target)
+    await die_during(gateway, wallet, target, headers, gate)
+    gateway.start()
+    async with gateway.client() as http:
+        problem(await http.get(target, headers=headers), "request_in_progress")
+    assert gate.arrived == 1
+    gate.open()
 
 
 async def test_repeats_on_two_nodes_start_it_once(launch: Launch, api: Api, wallet: Wallet) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gateway import db_postgres
 from gateway.db import (
     CommitUnknown,
     Database,
@@ -283,14 +284,35 @@ async def test_more_readers_than_connections_wait_for_one(db: Database) -> None:
     assert begun == 12
 
 
-async def test_readers_wait_a_bounded_time(db_url: str) -> None:
-    db = await Database.connect(db_url, wait_s=0.05)
+async def test_readers_wait_a_bounded_time(db_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = await Database.connect(db_url)
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(8):
             await stack.enter_async_context(db.read())
+        with monkeypatch.context() as soon:  # from here on: to connect may take long
+            soon.setattr(db, "_wait_s", 0.05)
+            with pytest.raises(DatabaseUnavailable):
+                async with db.read():
+                    pytest.fail("a ninth reader got in")
+    await db.close()
+
+
+async def test_who_reads_everything_may_take_its_time(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon = {"statement_timeout": "100", "idle_in_transaction_session_timeout": "100"}
+    monkeypatch.setattr(db_postgres, "_SETTINGS", soon)
+    db = await Database.connect(postgres_url)
+    for slow in ("SELECT pg_sleep(1)", "SELECT 1"):
+        async with db.survey() as tx:
+            await tx.fetch(slow)
+            await asyncio.sleep(0.3)  # as long as somebody reads what was told
+            await tx.fetch("SELECT 1")
         with pytest.raises(DatabaseUnavailable):
-            async with db.read():
-                pytest.fail("a ninth reader got in")
+            async with db.read() as tx:  # the same connection, bounded again
+                await tx.fetch(slow)
+                await asyncio.sleep(0.3)
+                await tx.fetch("SELECT 1")
     await db.close()
 
 
