@@ -98,6 +98,9 @@ async def bought(request: Request, body: bytes, wanted: dict[str, Any], door: st
     except Problem as refusal:
         raise _refused(node, asked, now, units, None, refusal) from None
     if caller.presented is None:
+        for named in ("wallet_address", "payer_wallet_address"):
+            if wanted.get(named) is not None:
+                _wallet(wanted, named)  # what would be refused with the payment is not offered
         rails = node.rails
         raise challenge.for_credits(
             node.settings, rails.keys, asked, now, units, floors=rails.floors

@@ -64,6 +64,7 @@ class Metering:
         self._shown_units = -1
         self.cut = False
         self.stream = False
+        self._coded = False  # compressed, though asked not to: nothing of ours can stand in it
 
     def ours(self, sent_bytes: int, wishes: bytes) -> Fields:
         """The header fields for the upstream; ``sent_bytes``: the body that goes up with them,
@@ -87,7 +88,8 @@ class Metering:
         if self.stream:
             marks = () if self._token else meters.markers(self._reads)
             self._scan = events.Scan(marks, counting=self._events is not None)
-            if PREFER in self._wishes:
+            self._coded = outcome.coded(said)
+            if PREFER in self._wishes and not self._coded:
                 self._asked_at_s = 0.0
         elif self._reads.places and not self._token and _may_be_json(said):
             self._kept = []
@@ -207,7 +209,7 @@ class Metering:
         ``available_units`` None: the caller is not told (a credential).
         """
         said = b""
-        if self.cut:
+        if self.cut and not self._coded:
             words = (
                 "The answer has used what was held for it and was cut here. What it costs is at "
                 f"v1/requests/{request_id}."

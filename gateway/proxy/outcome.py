@@ -122,12 +122,16 @@ def without_parts(headers: Fields) -> Fields:
     return [(name, value) for name, value in headers if name not in _PARTS]
 
 
+def coded(headers: Fields) -> bool:
+    """Whether an answer is compressed (RFC 9110 section 8.4)."""
+    return any(not _is(v, b"identity") for v in _values(headers, b"content-encoding"))
+
+
 def _can_be_judged(answer: Ended) -> bool:
-    coded = any(not _is(v, b"identity") for v in _values(answer.headers, b"content-encoding"))
     return not (
         answer.method == "HEAD"
         or answer.status in _NOT_JUDGED_BY_CONTENT
-        or coded
+        or coded(answer.headers)
         or streams(answer.headers)
     )
 

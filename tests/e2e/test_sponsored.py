@@ -46,6 +46,24 @@ async def post(http: httpx.AsyncClient, header: str, **wanted: Any) -> httpx.Res
     return await http.post(PURCHASE, json=wanted, headers={"PAYMENT-SIGNATURE": header})
 
 
+async def test_an_address_with_a_typing_error_is_told_before_anything_is_signed(
+    sqlite_gateway: Gateway, agent: Wallet
+) -> None:
+    from wallet_auth.keys import checksum
+
+    right = checksum(agent.address)
+    wrong = right[:2] + right[2:].swapcase()
+    async with sqlite_gateway.client() as http:
+        for named in ("wallet_address", "payer_wallet_address"):
+            wanted = {"amount_usd": "1", named: right}
+            assert (await http.post(PURCHASE, json=wanted)).status_code == 402
+            for odd in (wrong, right[:-1], 7, "0x" + "00" * 20):
+                told = problem(
+                    await http.post(PURCHASE, json={**wanted, named: odd}), "invalid_request"
+                )
+                assert named in told["detail"]
+
+
 async def test_the_payers_word_credits_another_wallet_once(
     gateway: Gateway, wallet: Wallet, agent: Wallet
 ) -> None:

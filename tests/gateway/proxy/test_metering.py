@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -192,3 +193,19 @@ async def test_costs_stand_between_events_never_within_one() -> None:
     made = metering(price, held=0)
     await passed(made, Said(SSE, EVENT + EVENT[:half]))
     assert made.farewell("id", 0, 5).startswith(b"\n\nevent: error\n")
+
+
+async def test_nothing_of_ours_stands_in_a_compressed_stream() -> None:
+    """It was asked not to be one; what would be written into it would spoil it for its reader."""
+    price = priced(rates={"bytes_out": "$1 / 1"}, events=None)
+    body = gzip.compress(EVENT)
+    coded = [*SSE, (b"Content-Encoding", b"gzip")]
+    for held in (None, 0):  # whole, and cut
+        made = metering(price, held=held)
+        assert await passed(made, Said(coded, body), b"cost-events") == body
+        assert made.cut
+        assert made.farewell("id", 1, 5) == b""
+    made = metering(priced(), held=50_000)
+    assert await passed(made, Said(coded, body), b"cost-events") == body
+    assert not made.with_costs
+    assert made.charge().units == 20_000
