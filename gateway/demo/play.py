@@ -120,6 +120,7 @@ def _start(walk: Walk, seconds: float, *, keep: bool) -> dict[str, Any]:
         "received": [],
         "gateway": here.url,
         "upstream": here.api.url,
+        "mcp": here.mcp.url,
         "stripe": here.stripe.url,
         "rpc_url": here.chain.rpc_url,
         "chain_id": here.chain.chain_id,

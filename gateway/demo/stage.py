@@ -28,6 +28,7 @@ import httpx
 from anvil.devnet import Devnet, DevnetError, Options, devnet
 from anvil.process import tied
 from gateway.config import ConfigError, environ
+from gateway.demo import mcp_server
 from gateway.demo.fakestripe import FakeStripe
 from gateway.demo.upstreams import SampleApi
 from wallet_auth.keys import address_of, checksum, private_key
@@ -36,6 +37,7 @@ CHAIN_PORT: Final = 8545
 GATEWAY_PORT: Final = 8402
 ADMIN_PORT: Final = 8403
 API_PORT: Final = 9000
+MCP_PORT: Final = 9100
 STRIPE_PORT: Final = 9200
 
 CONFIG: Final = "farebox.toml"
@@ -91,6 +93,7 @@ class Stage:
     chain: Devnet
     chain_version: str
     api: SampleApi
+    mcp: SampleApi
     stripe: FakeStripe
     pay_to: str
     url: str  # of the gateway
@@ -148,19 +151,21 @@ async def running(folder: Path, *, keep: bool, tell: Tell) -> AsyncIterator[Stag
         began_s = time.monotonic()
         api = _at(API_PORT, lambda port: SampleApi(port=port).start())
         parts.callback(api.stop)
+        mcp = _at(MCP_PORT, lambda port: SampleApi(port=port, make=mcp_server.build).start())
+        parts.callback(mcp.stop)
         stripe = _at(STRIPE_PORT, lambda port: FakeStripe(port=port).start())
         parts.callback(stripe.stop)
-        what = f"sample weather API {api.url}, test Stripe {stripe.url}"
+        what = f"sample weather API {api.url}, MCP server {mcp.url}, test Stripe {stripe.url}"
         tell("upstream", what, time.monotonic() - began_s)
 
         began_s = time.monotonic()
-        settings = _Settings(folder, chain, api.url, stripe.url, new_wallet().address)
+        settings = _Settings(folder, chain, api.url, mcp.url, stripe.url, new_wallet().address)
         _write(folder / KEY, chain.settler.private_key + "\n")
         url, gateway = await _gateway(parts, settings)
         await _connect_stripe(stripe.url, url, settings.webhook_secret)
         what = f"{url}, paid to {brief(checksum(settings.pay_to))}"
         tell("gateway", what, time.monotonic() - began_s)
-        yield Stage(folder, chain, version, api, stripe, settings.pay_to, url, gateway)
+        yield Stage(folder, chain, version, api, mcp, stripe, settings.pay_to, url, gateway)
 
 
 def brief(text: str) -> str:
@@ -214,6 +219,7 @@ class _Settings:
     folder: Path
     chain: Devnet
     api_url: str
+    mcp_url: str
     stripe_url: str
     pay_to: str
     stripe_key: str = field(default_factory=lambda: f"sk_test_{secrets.token_hex(12)}", repr=False)
@@ -257,6 +263,12 @@ routes = [
   {{ match = "POST /v1/render", price = "$0.01", description = "A text as a picture" }},
   {CHAT},
 ]
+
+[upstreams.tools]
+kind = "mcp"
+url = "{self.mcp_url}/mcp"
+mount = "/mcp"
+tools = {{ search = "$0.005", "*" = "$0.001" }}
 """
 
 

@@ -1,9 +1,9 @@
 """The walk of the demo: each step does one thing over the network and checks what came of it.
 
-    1 nobody pays        402 with offers           5 a cold wallet, stock x402, two round trips
-    2 an agent buys      EIP-3009 over x402        6 a person pays by card
-    3 the agent spends   one round trip            7 the books are in order
-    4 the same again     stored, charge 0
+    1 nobody pays        402 with offers           5 a tool of an MCP server, one round trip
+    2 an agent buys      EIP-3009 over x402        6 a cold wallet, stock x402, two round trips
+    3 the agent spends   one round trip            7 a person pays by card
+    4 the same again     stored, charge 0          8 the books are in order
 
 A step raises ``Broken`` at the first thing that is not as it should be. Every HTTP exchange of a
 step is taped as it went over the wire, so that a program can see what was sent and received.
@@ -24,6 +24,7 @@ from wallet_auth.agent import WalletAuth, new_request_id, pay, sign_request
 from wallet_auth.offers import read_header
 
 CALL: Final = "/v1/forecast/oslo"
+TOOLS: Final = "/mcp"
 PURCHASE: Final = "/farebox/v1/credits/purchase"
 CARD: Final = "4242 4242 4242 4242"
 
@@ -123,14 +124,14 @@ class Walk:
         """One GET with an ERC-8128 signature."""
         return await self.http.get(url, headers=self.sign(wallet, url))
 
-    def sign(self, wallet: Wallet, url: str) -> dict[str, str]:
-        """The headers that sign a GET of ``url``."""
+    def sign(self, wallet: Wallet, url: str, body: bytes | None = None) -> dict[str, str]:
+        """The headers that sign a GET of ``url``, or a POST of ``body``."""
         return sign_request(
             wallet.private_key,
-            "GET",
+            "GET" if body is None else "POST",
             url,
-            [],
-            None,
+            [] if body is None else [("content-length", str(len(body)))],
+            body,
             now_s=int(time.time()),
             nonce=new_request_id(),
             chain_id=self.stage.chain.chain_id,
@@ -262,6 +263,27 @@ async def repeat(walk: Walk) -> Held:
     )
 
 
+async def tool(walk: Walk) -> Held:
+    """A tool of an MCP server, sold by its name: one signed message."""
+    url, calls = walk.stage.url + TOOLS, walk.stage.mcp.calls.count("TOOL search")
+    message = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "tools/call",
+        "params": {"name": "search", "arguments": {"q": "oslo"}},
+    }
+    body = json.dumps(message).encode()
+    accept = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+    headers = accept | walk.sign(walk.agent, url, body)
+    response = await walk.http.post(url, content=body, headers=headers)
+    result = answered(response, 200)["result"]
+    expect("isError", result["isError"], False)
+    expect("text", result["content"][0]["text"], "oslo: found in the sample")
+    _charged(response, "0.5", "99.3", "credits")
+    expect("calls of the tool", walk.stage.mcp.calls.count("TOOL search") - calls, 1)
+    return Held("ok   −0.5 credits, 99.3 left", {"charged": "0.5", "balance": "99.3"})
+
+
 async def cold(walk: Walk) -> Held:
     """A wallet nobody knows pays for one call: stock x402, nothing else, two round trips."""
     chain, began = walk.stage.chain, len(walk.tape.sent)
@@ -348,7 +370,8 @@ STEPS: Final = (
     Step(2, "buy", lambda w: f"agent {brief(w.agent.shown)} buys the $1 pack", buy),
     Step(3, "spend", lambda _: "GET again, ERC-8128 signature", spend),
     Step(4, "repeat", lambda _: "the same request again", repeat),
-    Step(5, "cold", lambda w: f"cold wallet {brief(w.stranger.shown)}, one call", cold),
-    Step(6, "card", lambda _: "human buys $5 by test card", card),
-    Step(7, "books", lambda _: "farebox ledger verify", books),
+    Step(5, "tool", lambda _: "MCP tools/call search", tool),
+    Step(6, "cold", lambda w: f"cold wallet {brief(w.stranger.shown)}, one call", cold),
+    Step(7, "card", lambda _: "human buys $5 by test card", card),
+    Step(8, "books", lambda _: "farebox ledger verify", books),
 )

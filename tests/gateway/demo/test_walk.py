@@ -20,7 +20,7 @@ from tests import servers
 from tests.servers import Process
 
 CLIENTS = Path(__file__).parents[2] / "clients"
-STEPS = ["start", "unpaid", "buy", "spend", "repeat", "cold", "card", "books"]
+STEPS = ["start", "unpaid", "buy", "spend", "repeat", "tool", "cold", "card", "books"]
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="left-over processes are looked for in /proc"
 )
@@ -81,14 +81,14 @@ def test_every_step_holds_and_nothing_is_left(demo: Demo) -> None:
     told = rows(process)
     assert len(told) == len(process.text.splitlines())  # nothing but objects, one a line
     assert [row["name"] for row in told] == STEPS
-    assert [row["step"] for row in told] == list(range(8))
+    assert [row["step"] for row in told] == list(range(9))
     assert all(row["ok"] is True and row["ms"] > 0 for row in told)
     assert all(len(row["sent"]) == len(row["received"]) for row in told)
-    start, unpaid, buy, spend, repeat, cold, card, books = told
+    start, unpaid, buy, spend, repeat, tool, cold, card, books = told
     servers.note("Anvil", start["anvil"])
 
     statuses = [[message.get("status") for message in row["received"]] for row in told]
-    assert statuses[1:6] == [[402], [402, 200], [200], [200, 401], [402, 200, 200]]
+    assert statuses[1:7] == [[402], [402, 200], [200], [200, 401], [200], [402, 200, 200]]
     assert header(unpaid["received"][0], "payment-required")
     assert "payment-signature" not in unpaid["sent"][0]["headers"]
     assert header(buy["sent"][1], "payment-signature")
@@ -105,6 +105,9 @@ def test_every_step_holds_and_nothing_is_left(demo: Demo) -> None:
     ]
     assert header(repeat["received"][0], "farebox-replayed") == "true"
     assert header(repeat["received"][0], "farebox-charged") == "0"
+    assert header(tool["sent"][0], "signature") and tool["sent"][0]["url"].endswith("/mcp")
+    assert header(tool["received"][0], "farebox-charged") == "0.5"
+    assert tool["received"][0]["body"]["result"]["isError"] is False
     assert "signature" not in cold["sent"][1]["headers"]  # stock x402: nothing but the payment
     assert header(cold["received"][1], "farebox-balance") == "0.8"
     assert card["received"][-2]["body"]["available"] == "500"
@@ -142,10 +145,10 @@ def test_it_stays_for_a_person(demo: Demo, tmp_path: Path) -> None:
     assert process.text.isascii()
     assert "\x1b" not in process.text
     ticks = re.findall(r"^ok (\d) +\d+(?:\.\d)? m?s ", process.text, re.MULTILINE)
-    assert ticks == ["1", "2", "3", "4", "5", "6", "7"]
+    assert ticks == ["1", "2", "3", "4", "5", "6", "7", "8"]
 
     assert " 402 " in snippet(process.text, "curl", tmp_path, ["sh"])
-    assert "99.6 credits left" in snippet(process.text, "Python", tmp_path, [sys.executable])
+    assert "99.1 credits left" in snippet(process.text, "Python", tmp_path, [sys.executable])
     if (CLIENTS / "node_modules").is_dir():
         (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
         assert "'oslo'" in snippet(process.text, "TypeScript", tmp_path, ["node"])
