@@ -41,6 +41,8 @@ class Network:
     """One EVM network. ``v1_name`` is the short name in x402 version 1, if it has one.
 
     ``op_stack``: a rollup that charges for data on L1 besides gas (chain/rollup.py).
+    ``most_tip_gwei``: no tip above this is believed to be needed. A tip is paid whole, and what a
+    node says of it cannot be held against anything; base fees are the chain's own.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Network:
     explorer_tx: str  # a URL with {tx}
     finality: Finality
     op_stack: bool = False
+    most_tip_gwei: int = 100
 
     @property
     def usdc(self) -> Asset:
@@ -85,6 +88,7 @@ NETWORKS: Final[dict[str, Network]] = {
             explorer_tx="https://basescan.org/tx/{tx}",
             finality=_ROLLUP,
             op_stack=True,
+            most_tip_gwei=5,
         ),
         Network(
             name="base-sepolia",
@@ -96,6 +100,7 @@ NETWORKS: Final[dict[str, Network]] = {
             explorer_tx="https://sepolia.basescan.org/tx/{tx}",
             finality=_ROLLUP,
             op_stack=True,
+            most_tip_gwei=5,
         ),
         Network(
             name="arbitrum",
@@ -106,6 +111,7 @@ NETWORKS: Final[dict[str, Network]] = {
             assets=_usdc("0xaf88d065e77c8cc2239327c5edb3a432268e5831", "USD Coin"),
             explorer_tx="https://arbiscan.io/tx/{tx}",
             finality=Finality("safe", "finalized", 250),
+            most_tip_gwei=5,
         ),
         Network(
             name="optimism",
@@ -117,6 +123,7 @@ NETWORKS: Final[dict[str, Network]] = {
             explorer_tx="https://optimistic.etherscan.io/tx/{tx}",
             finality=_ROLLUP,
             op_stack=True,
+            most_tip_gwei=5,
         ),
         Network(
             name="polygon",
@@ -127,6 +134,7 @@ NETWORKS: Final[dict[str, Network]] = {
             assets=_usdc("0x3c499c542cef5e3811e1192ce70d8cc03d5c3359", "USD Coin"),
             explorer_tx="https://polygonscan.com/tx/{tx}",
             finality=Finality("finalized", "finalized", 2_000),
+            most_tip_gwei=1000,
         ),
         Network(
             name="avalanche",

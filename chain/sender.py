@@ -15,6 +15,7 @@ from typing import Final
 
 from chain import receipts
 from chain.errors import NodeError, Rejected, Reverted, Unavailable, Unknown
+from chain.networks import Network
 from chain.receipts import Receipt
 from chain.rpc import Rpc
 from chain.waiting import all_of
@@ -100,11 +101,16 @@ async def market(rpc: Rpc, gas_account: str, known: int | None = None) -> Market
             raise Unavailable("rpc_bad_answer", detail)
     return Market(
         rpc.count(block["baseFeePerGas"]),
-        rpc.count(tip),
+        min(rpc.count(tip), most_tip_wei(rpc.network)),
         nonce,
         rpc.count(block.get("number")),
         rpc.count(block.get("timestamp")),
     )
+
+
+def most_tip_wei(network: Network) -> int:
+    """The most that is offered as a tip, per gas."""
+    return network.most_tip_gwei * 10**9
 
 
 async def mined_count(rpc: Rpc, gas_account: str) -> int:
@@ -144,14 +150,19 @@ async def fees(
     return now.fees(limit, max_fee_wei)
 
 
-def raised(old: Fees, now: Market, max_fee_wei: int | None = None) -> Fees | None:
+def raised(
+    old: Fees, now: Market, max_fee_wei: int | None = None, max_tip_wei: int | None = None
+) -> Fees | None:
     """Fees that replace a transaction with the same nonce and have it included now.
 
     Pools want a tenth more of both the fee and the tip (geth, reth, nethermind); this is an eighth
-    more, or what gas costs now. None: it would cost more than ``max_fee_wei``.
+    more, or what gas costs now. None: it would cost more than ``max_fee_wei``, ``max_tip_wei`` of
+    it as a tip.
     """
     fee_wei = max(2 * now.base_wei + now.tip_wei, _eighth_more(old.max_fee_wei))
     tip_wei = max(now.tip_wei, _eighth_more(old.tip_wei))
+    if max_tip_wei is not None and tip_wei > max_tip_wei:
+        return None
     if max_fee_wei is not None and fee_wei > max_fee_wei:
         fee_wei = max_fee_wei
         if fee_wei < _eighth_more(old.max_fee_wei) or fee_wei < tip_wei:

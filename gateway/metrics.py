@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from chain import endpoints
 from gateway import __version__, observe
 from gateway.db import Database, DatabaseUnavailable, Tx
-from gateway.payments import exposure, gas, remote, worth
+from gateway.payments import budget, exposure, gas, remote, worth
 
 if TYPE_CHECKING:
     from gateway.node import Node
@@ -215,7 +215,7 @@ async def _gas(node: Node, tx: Tx, now_ms: int) -> list[Family]:
             ]
             if settlements is not None:
                 left.append(Sample(settlements, labels))
-        gwei = await gas.spent_gwei(tx, chain, now_ms)
+        gwei = await budget.spent_gwei(tx, chain, now_ms)
         spent.append(Sample(gwei, network))
         if chain.gas_per_hour_gwei is not None:
             limit.append(Sample(chain.gas_per_hour_gwei, network))

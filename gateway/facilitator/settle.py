@@ -17,7 +17,7 @@ from gateway.db import CommitUnknown, DatabaseUnavailable, Tx
 from gateway.facilitator import judge, wire
 from gateway.facilitator.judge import Order
 from gateway.observe import log
-from gateway.payments import engine, gas, in_hand, journal, permits, recover
+from gateway.payments import budget, engine, in_hand, journal, permits, recover
 from gateway.payments.journal import FACILITATOR, AuthKey, Claim, Payment
 from gateway.payments.lane import Begun, Job
 from gateway.payments.methods import METHODS, Spent
@@ -99,7 +99,7 @@ async def _is_spent(tx: Tx, rails: Rails, order: Order, now_ms: int) -> bool:
         "SELECT CAST(coalesce(sum(n.cost_gwei), 0) AS BIGINT) FROM chain_nonce n JOIN payment p"
         " ON p.id = n.payment_id WHERE n.network = $1 AND n.at_ms > $2 AND p.provider = $3",
         order.chain.caip2,
-        now_ms - gas.HOUR_MS,
+        now_ms - budget.HOUR_MS,
         FACILITATOR,
     )
     return spent >= rails.settings.facilitator.gas_per_hour_gwei
@@ -143,7 +143,7 @@ async def _first(rails: Rails, order: Order, key: AuthKey) -> Payment | None:
     """Verify, claim, send, wait. None: another node has claimed it meanwhile."""
     async with rails.db.read() as tx:
         now_ms = await tx.now_ms()
-        if await gas.payer_is_blocked(tx, order.chain, order.auth.from_, now_ms):
+        if await budget.payer_is_blocked(tx, order.chain, order.auth.from_, now_ms):
             raise Rejected(recover.USED, "payments of this wallet failed on chain a moment ago")
     begun: list[Payment] = []
     over_budget: list[bool] = []

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,7 +31,7 @@ from chain.sender import Market, Prepared
 from chain.waiting import all_of
 from gateway.db import CommitUnknown, DatabaseUnavailable, Tx, transact
 from gateway.observe import log
-from gateway.payments import gas, journal, nonces, worth
+from gateway.payments import budget, gas, journal, nonces, worth
 from gateway.payments.gas import GasAccount
 from gateway.payments.lane import Begun, Handed, Job, Lane, Waiting
 from gateway.payments.nonces import Call
@@ -80,8 +81,10 @@ async def _run(rails: Rails, chain: Chain, lane: Lane) -> None:
     batch: list[Waiting] = []
     try:
         while lane.queue:
+            batch = []  # those before have their own tasks by now, and are told by them
             await _gather(lane, chain)
-            batch = await _take(rails, lane, chain)
+            batch.append(lane.queue.popleft())
+            await _join(rails, lane, chain, batch)
             try:
                 again = await _send(rails, chain, lane, batch)
             except (ChainError, DatabaseUnavailable, CommitUnknown) as error:
@@ -129,23 +132,24 @@ async def _gather(lane: Lane, chain: Chain) -> None:
             return
 
 
-async def _take(rails: Rails, lane: Lane, chain: Chain) -> list[Waiting]:
-    """The next batch: one that goes alone, or as many as may go together, in their order."""
-    first = lane.queue.popleft()
+async def _join(rails: Rails, lane: Lane, chain: Chain, batch: list[Waiting]) -> None:
+    """Let as many as may go together join the first, in their order; none if it goes alone."""
+    first = batch[0]
     if first.alone or chain.settle_batch == 1 or not await _has_multicall(rails, lane, chain):
-        return [first]
-    async with rails.db.read() as tx:
-        now_s = await tx.now_ms() // 1_000
+        return
+    try:
+        async with rails.db.read() as tx:
+            now_s = await tx.now_ms() // 1_000
+    except DatabaseUnavailable:
+        return  # it is told so when it is to be claimed
     if not _has_time(first, chain, now_s):
-        return [first]
-    batch: list[Waiting] = [first]
+        return
     rest: list[Waiting] = []
     while lane.queue and len(batch) < chain.settle_batch:
         waiting = lane.queue.popleft()
         together = not waiting.alone and _has_time(waiting, chain, now_s)
         (batch if together else rest).append(waiting)
     lane.queue.extendleft(reversed(rest))
-    return batch
 
 
 def _has_time(waiting: Waiting, chain: Chain, now_s: int) -> bool:
@@ -206,6 +210,7 @@ async def _send(rails: Rails, chain: Chain, lane: Lane, batch: list[Waiting]) ->
         nonce = await nonces.allot(
             tx, chain.caip2, account.address, fees.nonce, calls, now_ms, cost
         )
+        await budget.require(tx, chain, now_ms, counted=True)
         prepared = sender.sign(account.key, chain.network.chain_id, nonce, to, data, fees)
         await nonces.store(tx, prepared, now_ms)
         return mine, prepared
@@ -218,7 +223,7 @@ async def _send(rails: Rails, chain: Chain, lane: Lane, batch: list[Waiting]) ->
     task = loop.create_task(_deliver(rails, rpc, lane, prepared, mine))
     lane.in_flight.add(task)
     task.add_done_callback(lane.in_flight.discard)
-    sending = loop.create_task(_hand_over(rpc, prepared))
+    sending = loop.create_task(_hand_over(rails, chain, prepared))
     lane.in_flight.add(sending)
     sending.add_done_callback(lane.in_flight.discard)
     # In their order, but a node that stalls does not hold up the lane: nonces do not hang on it.
@@ -244,13 +249,16 @@ def _together(calls: Sequence[Call]) -> tuple[str, bytes]:
     return multicall.ADDRESS, multicall.aggregate(several, allow_failure=True)
 
 
-async def _hand_over(rpc: Rpc, prepared: Prepared) -> None:
+async def _hand_over(rails: Rails, chain: Chain, prepared: Prepared) -> None:
     try:
-        await sender.broadcast(rpc, prepared.raw)
+        await sender.broadcast(rails.rpcs[chain.caip2], prepared.raw)
     except (Unknown, Unavailable, Rejected) as error:
         # It is stored: whatever this was, the wait or the background loop decides by looking at
         # the chain, and sends the same bytes again if they are still wanted.
         log.info("transaction %s: %s; it is looked at again", prepared.tx_hash, error)
+        if error.code == "gas_account_empty":
+            with suppress(DatabaseUnavailable, CommitUnknown):  # the next look sees it too
+                await gas.mark_empty(rails, chain, prepared.sender)
 
 
 async def _ready(
@@ -428,11 +436,12 @@ async def again(rails: Rails, chain: Chain, payment_id: str, sent: Sequence[Prep
         nonce = await nonces.allot(
             tx, chain.caip2, account.address, fees.nonce, [call], now_ms, cost
         )
+        await budget.require(tx, chain, now_ms, counted=True)
         fresh = sender.sign(account.key, chain.network.chain_id, nonce, call.to, call.data, fees)
         await nonces.store(tx, fresh, now_ms)
         return fresh
 
     fresh = await transact(rails.db, work)
     if fresh is not None:
-        await _hand_over(rpc, fresh)
+        await _hand_over(rails, chain, fresh)
     return fresh is not None

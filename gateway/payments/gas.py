@@ -19,13 +19,12 @@ from chain.rpc import Rpc
 from chain.sender import Market, Prepared
 from gateway.db import Row, Tx, transact
 from gateway.observe import log
-from gateway.payments import journal, nonces, worth
+from gateway.payments import budget, nonces, worth
 from gateway.payments.nonces import Open
 from gateway.payments.rails import Rails
 from gateway.settings import Chain
 from wallet_auth.keys import address_of, private_key
 
-HOUR_MS: Final = 3_600_000
 PAUSE_STUCK_MS: Final = 60_000  # no more is queued behind a transaction that is stuck for so long
 STANDINGS: Final = ("ok", "low", "empty", "stuck")
 LOW: Final = 20  # settlements that a gas account should be good for
@@ -73,7 +72,7 @@ async def choose(rails: Rails, chain: Chain, only: str | None = None) -> GasAcco
         raise Unavailable("gas_account_empty", f"{chain.name} has {which}")
     async with rails.db.read() as tx:
         now_ms = await tx.now_ms()
-        await _within_budget(tx, chain, now_ms)
+        await budget.require(tx, chain, now_ms)
         rows = await tx.fetch(
             "SELECT a.sender, a.stuck_ms, a.balance_gwei, a.need_gwei, a.next_nonce,"
             " (SELECT count(*) FROM chain_nonce n WHERE n.network = a.network AND n.sender ="
@@ -99,27 +98,6 @@ async def choose(rails: Rails, chain: Chain, only: str | None = None) -> GasAcco
     return best if row is None else replace(best, known=row["next_nonce"])
 
 
-async def _within_budget(tx: Tx, chain: Chain, now_ms: int) -> None:
-    if chain.gas_per_hour_gwei is None:
-        return
-    if await spent_gwei(tx, chain, now_ms) >= chain.gas_per_hour_gwei:
-        raise Unavailable("gas_budget_spent", f"{chain.name}: gas_per_hour is used up")
-
-
-async def spent_gwei(tx: Tx, chain: Chain, now_ms: int) -> int:
-    """Gas money of the last hour, what is under way included."""
-    # What is settled for others has a budget of its own (gateway/facilitator).
-    spent: int = await tx.fetchval(
-        "SELECT CAST(coalesce(sum(cost_gwei), 0) AS BIGINT) FROM chain_nonce WHERE network = $1"
-        " AND at_ms > $2 AND NOT EXISTS (SELECT 1 FROM payment p"
-        " WHERE p.id = chain_nonce.payment_id AND p.provider = $3)",
-        chain.caip2,
-        now_ms - HOUR_MS,
-        journal.FACILITATOR,
-    )
-    return spent
-
-
 def _is_stuck(row: Row | None, now_ms: int) -> bool:
     since: int | None = None if row is None else row["stuck_ms"]
     return since is not None and since <= now_ms - PAUSE_STUCK_MS
@@ -141,7 +119,7 @@ async def standing(rails: Rails) -> dict[str, str]:
         now_ms = await tx.now_ms()
         for chain in rails.settings.chains:
             try:
-                await _within_budget(tx, chain, now_ms)
+                await budget.require(tx, chain, now_ms)
             except Unavailable as error:
                 found[chain.caip2] = error.code
             for account, (state, _) in zip(
@@ -173,25 +151,6 @@ async def accounts_now(tx: Tx, chain: Chain) -> list[tuple[str, int | None]]:
     return found
 
 
-async def payer_is_blocked(tx: Tx, chain: Chain, payer: str, now_ms: int) -> bool:
-    """Whether settlements of this payer failed too often lately: each cost us gas. Those count too
-    whose failure is not proven yet (``journal.doubt``).
-
-    What expired without being included is not the payer's fault and does not count.
-    """
-    failed: int = await tx.fetchval(
-        # Two looks, because each state has an index of its own.
-        "SELECT (SELECT count(*) FROM payment WHERE payer = $1 AND state = 'failed'"
-        " AND network = $2 AND error_code = 'invalid_transaction_state' AND updated_at_ms > $3)"
-        " + (SELECT count(*) FROM payment WHERE payer = $1 AND state = 'processing'"
-        " AND network = $2 AND error_code = 'invalid_transaction_state' AND updated_at_ms > $3)",
-        payer,
-        chain.caip2,
-        now_ms - HOUR_MS,
-    )
-    return failed >= chain.failed_per_hour
-
-
 def cost_gwei(receipt: Receipt) -> int:
     """What a transaction cost, rounded up; with what a rollup took for its data, where its
     receipts say so. Bounded: a node that lies must not keep a nonce from being closed."""
@@ -205,6 +164,19 @@ def expected_gwei(gas_limit: int, now: Market, l1_wei: int) -> int:
     return min(-(-wei // _GWEI), _MOST_GWEI)
 
 
+async def mark_empty(rails: Rails, chain: Chain, address: str) -> None:
+    """A node would not take a transaction of this account for want of money: until somebody has
+    looked again nothing more is signed for it."""
+    log.error("%s: gas account %s cannot pay for what it signed", chain.name, address)
+    async with rails.db.write() as tx:
+        await tx.execute(
+            "UPDATE gas_account SET balance_gwei = 0, need_gwei = coalesce(need_gwei, 1)"
+            " WHERE network = $1 AND sender = $2",
+            chain.caip2,
+            address,
+        )
+
+
 # -- looking after what was signed -----------------------------------------------------------------
 
 
@@ -216,7 +188,8 @@ async def tend(
     What was signed within ``patience_ms`` is left to whoever is sending it. Raises ``ChainError``
     if the chain cannot be asked; what one transaction meets keeps no other waiting.
     """
-    if not await _lease(rails, chain, address):
+    until_ms = await _lease(rails, chain, address)
+    if until_ms is None:
         return False
     try:
         now = await sender.market(rpc, address)
@@ -238,32 +211,34 @@ async def tend(
                 await _help(rails, rpc, chain, each, now, overdue=age_ms >= overdue_after_ms)
         await _note(rails, rpc, chain, address, now, later, now_ms)
     finally:
-        await _release(rails, chain, address)
+        await _release(rails, chain, address, until_ms)
     return True
 
 
-async def _lease(rails: Rails, chain: Chain, address: str) -> bool:
+async def _lease(rails: Rails, chain: Chain, address: str) -> int | None:
+    """Until when (ms) this process looks after an account; None: somebody else does."""
     async with rails.db.write() as tx:
         now_ms = await tx.now_ms()
-        return (
-            await tx.execute(
-                "UPDATE gas_account SET tended_ms = $3 WHERE network = $1 AND sender = $2"
-                " AND tended_ms <= $4",
-                chain.caip2,
-                address,
-                now_ms + _TEND_LEASE_MS,
-                now_ms,
-            )
-            == 1
-        )
-
-
-async def _release(rails: Rails, chain: Chain, address: str) -> None:
-    async with rails.db.write() as tx:
-        await tx.execute(
-            "UPDATE gas_account SET tended_ms = 0 WHERE network = $1 AND sender = $2",
+        mine = await tx.execute(
+            "UPDATE gas_account SET tended_ms = $3 WHERE network = $1 AND sender = $2"
+            " AND tended_ms <= $4",
             chain.caip2,
             address,
+            now_ms + _TEND_LEASE_MS,
+            now_ms,
+        )
+    return now_ms + _TEND_LEASE_MS if mine else None
+
+
+async def _release(rails: Rails, chain: Chain, address: str, until_ms: int) -> None:
+    """Not the lease of another, who may have it since ours was over."""
+    async with rails.db.write() as tx:
+        await tx.execute(
+            "UPDATE gas_account SET tended_ms = 0 WHERE network = $1 AND sender = $2"
+            " AND tended_ms = $3",
+            chain.caip2,
+            address,
+            until_ms,
         )
 
 
@@ -271,7 +246,11 @@ async def _close(rails: Rails, rpc: Rpc, newest: Prepared) -> None:
     """A block has used this nonce, with one of our transactions or with somebody's."""
     async with rails.db.read() as tx:
         ours = await nonces.versions(tx, newest.network, newest.sender, newest.nonce)
-    receipt = await first_receipt(rpc, ours)
+    try:
+        receipt = await first_receipt(rpc, ours)
+    except Unavailable as error:
+        log.warning("transaction %s: %s; it is looked at again", newest.tx_hash, error)
+        return
     cost = None if receipt is None else cost_gwei(receipt)
     async with rails.db.write() as tx:
         await nonces.close(tx, newest, cost, await tx.now_ms())
@@ -315,11 +294,15 @@ async def _is_known(rpc: Rpc, each: Open) -> bool:
 
 
 async def _again_or_dearer(rails: Rails, rpc: Rpc, chain: Chain, each: Open, now: Market) -> None:
-    """Hand the same bytes over again; where nodes do not take them for their price, dearer ones."""
+    """Hand the same bytes over again; where nodes do not take them for their price, dearer ones.
+
+    As long as that can be the reason: a node that finds every price too low is not paid any.
+    """
     try:
         await sender.broadcast(rpc, each.newest.raw)
     except Unavailable as error:
-        if error.code != "underpriced" or not await _replace(rails, rpc, chain, each, now):
+        dearer = error.code == "underpriced" and _fee_matters(each, now)
+        if not dearer or not await _replace(rails, rpc, chain, each, now):
             raise
 
 
@@ -333,7 +316,8 @@ async def _replace(rails: Rails, rpc: Rpc, chain: Chain, each: Open, now: Market
     """Sign the same nonce again with higher fees, store it, send it: the same call, or none if
     nobody wants it any more. False: that would cost more than may be, or the key is gone."""
     key = next((a.key for a in accounts(chain) if a.address == each.newest.sender), None)
-    fees = sender.raised(sender.fees_of(each.newest.raw), now, most_wei(chain))
+    most_tip_wei = sender.most_tip_wei(chain.network)
+    fees = sender.raised(sender.fees_of(each.newest.raw), now, most_wei(chain), most_tip_wei)
     if key is None or fees is None:
         return False
     to, data = sender.call_of(each.newest.raw)
@@ -342,17 +326,14 @@ async def _replace(rails: Rails, rpc: Rpc, chain: Chain, each: Open, now: Market
         limit = await sender.gas_limit(rpc, each.newest.sender, to, data)
         fees = sender.Fees(limit, fees.max_fee_wei, fees.tip_wei, fees.nonce)
     fresh = sender.sign(key, chain.network.chain_id, each.nonce, to, data, fees)
+    l1_wei = len(fresh.raw) * await worth.byte_wei(rails, rpc, chain)
+    cost = expected_gwei(fees.gas_limit, replace(now, tip_wei=fees.tip_wei), l1_wei)
 
     async def work(tx: Tx) -> bool:
-        # Not if somebody else has replaced it meanwhile, or it turned out to be in a block.
-        newest = (await nonces.versions(tx, chain.caip2, each.newest.sender, each.nonce))[0]
-        if newest.tx_hash != each.newest.tx_hash:
-            return False
-        await nonces.store(tx, fresh, await tx.now_ms())
-        return True
+        return await nonces.replace(tx, fresh, each.newest.tx_hash, await tx.now_ms(), cost)
 
     if not await transact(rails.db, work):
-        return True
+        return True  # somebody else has replaced it meanwhile, or it is in a block
     what = "offered more for" if each.wanted else "given up and freed"
     log.info("%s: nonce %d of %s is %s", chain.name, each.nonce, fresh.sender, what)
     await sender.broadcast(rpc, fresh.raw)

@@ -281,7 +281,7 @@ async def fail(tx: Tx, payment_id: str, code: str, detail: str, now_ms: int) -> 
 
 async def doubt(tx: Tx, payment_id: str, code: str, now_ms: int) -> None:
     """Ours is in a block and moved nothing. Whether the payment has failed takes longer to prove,
-    but it cost us gas (``gas.payer_is_blocked``)."""
+    but it cost us gas (``budget.payer_is_blocked``)."""
     await tx.execute(
         "UPDATE payment SET error_code = $2, updated_at_ms = $3 WHERE id = $1"
         " AND state = 'processing' AND error_code IS NULL",

@@ -149,6 +149,31 @@ async def store(tx: Tx, prepared: Prepared, now_ms: int) -> None:
     )
 
 
+async def replace(tx: Tx, fresh: Prepared, instead_of: str, now_ms: int, cost_gwei: int) -> bool:
+    """Keep what replaces the newest transaction of a chain nonce, before it is sent.
+
+    False: another one has replaced it meanwhile, or a block has used the nonce. Whoever comes
+    second waits for the row of the nonce, so of two that saw the same one only one is stored. The
+    dearer it is, the more of the hour's gas money it takes.
+    """
+    key = (fresh.network, fresh.sender, fresh.nonce)
+    open_still = await tx.fetchval(
+        "SELECT 1 FROM chain_nonce WHERE network = $1 AND sender = $2 AND nonce = $3"  # noqa: S608
+        f" AND done_ms IS NULL{tx.for_update}",
+        *key,
+    )
+    if open_still is None or (await versions(tx, *key))[0].tx_hash != instead_of:
+        return False
+    await tx.execute(
+        "UPDATE chain_nonce SET cost_gwei = $4"
+        " WHERE network = $1 AND sender = $2 AND nonce = $3 AND cost_gwei < $4",
+        *key,
+        cost_gwei,
+    )
+    await store(tx, fresh, now_ms)
+    return True
+
+
 _TX = "t.network, t.sender, t.nonce, t.raw, t.tx_hash"
 
 

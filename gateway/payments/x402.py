@@ -31,9 +31,9 @@ from gateway.ledger import read
 from gateway.observe import log
 from gateway.payments import (
     aliases,
+    budget,
     engine,
     from_credits,
-    gas,
     in_hand,
     journal,
     offers,
@@ -126,7 +126,7 @@ async def _may_pay(rails: Rails, chain: Chain, payer: str, purpose: str) -> tupl
     cannot run, and not from a wallet whose settlements just failed. Raises ``Problem``."""
     async with rails.db.read() as tx:
         now_ms = await tx.now_ms()
-        blocked = await gas.payer_is_blocked(tx, chain, payer, now_ms)
+        blocked = await budget.payer_is_blocked(tx, chain, payer, now_ms)
         account_id = await wallets.find(tx, payer)
         seen = None
         if purpose == offers.CALL and account_id is not None:

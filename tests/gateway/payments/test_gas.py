@@ -13,7 +13,7 @@ from anvil.devnet import Account, Devnet, running
 from chain import sender
 from chain.errors import Unavailable
 from chain.sender import Fees, Market
-from gateway.payments import engine, gas, nonces
+from gateway.payments import budget, engine, gas, nonces
 from gateway.payments.lane import Handed, Job
 from gateway.payments.recover import recover
 from gateway.payments.x402 import refused
@@ -444,9 +444,11 @@ async def test_empty_accounts_pause_settlements_and_say_so(
 
 async def test_no_more_gas_is_spent_in_an_hour_than_may_be(net: Devnet, sqlite_url: str) -> None:
     """What is under way counts at what it is expected to cost, then at what it did."""
-    async with opened_desk(net, sqlite_url, gas_per_hour="0.000001") as desk:
+    async with opened_desk(net, sqlite_url, gas_per_hour="0.001") as desk:
         first = desk.job(net.accounts[0])
         assert await engine.settle(desk.rails, first) is not None
+        async with desk.rails.db.write() as tx:
+            await tx.execute("UPDATE chain_nonce SET cost_gwei = 1000000")
         second = desk.job(net.accounts[1])
         with pytest.raises(Unavailable) as error:
             await engine.settle(desk.rails, second)
@@ -464,7 +466,7 @@ async def test_a_payer_whose_settlements_fail_is_refused_for_an_hour(
 
     async def blocked(later_ms: int = 0, who: str = payer) -> bool:
         async with desk.rails.db.read() as tx:
-            return await gas.payer_is_blocked(tx, chain, who, await tx.now_ms() + later_ms)
+            return await budget.payer_is_blocked(tx, chain, who, await tx.now_ms() + later_ms)
 
     claimed = await desk.claim()
     assert not await blocked()
@@ -479,5 +481,5 @@ async def test_a_payer_whose_settlements_fail_is_refused_for_an_hour(
         await tx.execute("UPDATE payment SET error_code = 'invalid_transaction_state'")
     assert await blocked()
     assert not await blocked(who=net.accounts[1].address)
-    assert not await blocked(later_ms=gas.HOUR_MS + 1_000)
+    assert not await blocked(later_ms=budget.HOUR_MS + 1_000)
     assert (await desk.payment(claimed)).state == "failed"

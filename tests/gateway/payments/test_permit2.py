@@ -17,7 +17,7 @@ from chain import transfers
 from chain.schemes import permit2
 from gateway.db import Tx, transact
 from gateway.errors import Problem
-from gateway.payments import challenge, claims, from_credits, gas, journal, offers, watcher, x402
+from gateway.payments import budget, challenge, claims, from_credits, journal, offers, watcher, x402
 from gateway.payments.journal import Payment
 from gateway.payments.offers import Asked
 from gateway.payments.order import CameWith
@@ -351,7 +351,9 @@ async def test_who_takes_back_what_we_sent_is_refused_before_that_is_proven(
 async def blocked(desk: Desk, payer: Account) -> bool:
     async with desk.rails.db.read() as tx:
         now_ms = await tx.now_ms()
-        return await gas.payer_is_blocked(tx, desk.rails.settings.chains[0], payer.address, now_ms)
+        return await budget.payer_is_blocked(
+            tx, desk.rails.settings.chains[0], payer.address, now_ms
+        )
 
 
 # --- seen through two doors -------------------------------------------------------------------
