@@ -34,6 +34,7 @@ from tests.fixtures_chain import NETWORK, USDC, payment
 from tests.gateway.payments.parts import blank
 from tests.servers import free_port
 
+CONNECTIONS = 32
 PAID_PER_S = 900  # payments signed for a second of load
 PRICE_UNITS = 10_000
 TOGETHER = 100
@@ -51,7 +52,9 @@ def buy(given: Run) -> None:
                 found[name].append(measure(folder, given.seconds))
     ours = median(found["P-buy"])
     given.put("P-buy", ours.per_s, "purchases/s", **row(ours))
-    given.put("P-buy.p95", ours.p95_ms, "ms", goal=1_000, most=True)
+    # From the payment's arrival to the paid answer: verified, settled in a block, minted, spent.
+    p50_ms = round(ours.p50_ms, 1)
+    given.put("P-buy.p95", ours.p95_ms, "ms", goal=1_000, most=True, p50_ms=p50_ms, c=CONNECTIONS)
     for name, goal in {"x402-py": 10.0, "x402-express": 5.0}.items():
         if name in found:
             peer = median(found[name])
@@ -77,7 +80,7 @@ def _ours(folder: Path, seconds: int) -> Load:
             file = requests.write(
                 folder / "paid.bin", requests.paid(url, net.accounts, offer, PAID_PER_S * seconds)
             )
-            found = run.load(url, file, pid, seconds=seconds, once=True)
+            found = run.load(url, file, pid, seconds=seconds, connections=CONNECTIONS, once=True)
             settled = net.balance_units(pay_to) // PRICE_UNITS
     if settled < found.per_s * seconds * 0.95:
         raise BenchFault(f"answered {found.per_s * seconds:.0f}, settled {settled}")
