@@ -15,6 +15,7 @@ from gateway.accounts import wallets
 from gateway.db import CommitUnknown, Database, DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.external.catalog import Catalog
+from gateway.ledger.sweep import Patience
 from gateway.limits import Limits
 from gateway.payments.card import Cards
 from gateway.payments.rails import Rails
@@ -62,6 +63,9 @@ class Node:
     # Set when the process has been told to stop.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
+    # Whether this process may void what has lapsed (gateway/work.py).
+    patience: Patience = field(init=False)
+
     # What ``/readyz`` and ``/metrics`` say.
     looks: Looks[Readiness] = field(init=False)
     metrics: Looks[str] = field(init=False)
@@ -69,6 +73,10 @@ class Node:
     def __post_init__(self) -> None:
         self.looks = Looks(partial(look, self))
         self.metrics = Looks(partial(metrics.look, self))
+        server = self.settings.server
+        # On SQLite one process serves, and whether it is alone was settled when it started.
+        others = server.on_postgres
+        self.patience = Patience(server.sweep_s, server.hold_lease_s, others=others)
         self.authority = self.settings.server.authority
         self.scheme = self.settings.server.scheme
 

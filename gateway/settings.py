@@ -98,7 +98,7 @@ class Server(Section):
     answer_keep_s: Annotated[Seconds, Field(ge=60)] = Field(86400, alias="answer_keep")
     """How long a stored answer is given again to a repeat of its request."""
 
-    hold_lease_s: Annotated[Seconds, Field(ge=1, le=3600)] = 60
+    hold_lease_s: Annotated[Seconds, Field(ge=1, le=3600)] = 45
     sweep_s: Annotated[Seconds, Field(ge=1)] = 5
     takeover_s: Annotated[Seconds, Field(ge=2, le=300)] = 10
     """How soon another process goes on with a payment, or with following a chain, whose process

@@ -86,13 +86,23 @@ def _name(piece: Callable[[Node], Awaitable[None]]) -> str:
 
 async def _sweep(node: Node) -> None:
     await sweep.note_open_holds(node.db)
-    for hold in await sweep.void_lapsed(node.db, sweep.LAPSE_MARGIN_MS):
-        log.warning(
-            "call %s on %s was interrupted: its hold is void, nothing was charged",
-            hold.request_id,
-            hold.route,
-        )
+    # What runs here is alive, however long this process or the database stood still.
+    lease_ms = node.settings.server.hold_lease_s * 1_000
+    await sweep.renew(node.db, list(node.in_flight.values()), lease_ms)
+    if node.patience.is_over(await _now_ms(node)):
+        for hold in await sweep.void_lapsed(node.db, sweep.LAPSE_MARGIN_MS):
+            log.warning(
+                "call %s on %s was interrupted: its hold is void, nothing was charged",
+                hold.request_id,
+                hold.route,
+            )
     await sweep.expire_due(node.db)
+    node.patience.looked(await _now_ms(node))
+
+
+async def _now_ms(node: Node) -> int:
+    async with node.db.read() as tx:
+        return await tx.now_ms()
 
 
 async def finish_payments(node: Node) -> None:

@@ -16,6 +16,7 @@ from gateway.observe import log
 INTERRUPTED = "interrupted"
 # After its lease a hold is left alone for this long: clocks of two nodes are not one.
 LAPSE_MARGIN_MS: Final = 2_000
+PAUSE_MS: Final = 10_000  # so much longer between two looks than their period is a pause
 _STRIDE = 20_000
 _DUE = 500  # steps in one transaction
 _PAGES = 20  # how far a sweep looks behind those that cannot be applied
@@ -69,7 +70,7 @@ async def drop_leases(tx: Tx, now_ms: int) -> None:
 async def renew(db: Database, holds: Sequence[HoldRow], lease_ms: int) -> None:
     """The live owner of long calls speaks for their holds again, for ``lease_ms`` from now.
 
-    Only holds that have lived for a third of their lease are written. One that was closed
+    Only holds that have lived for a quarter of their lease are written. One that was closed
     meanwhile leaves a row behind that the sweeper clears.
     """
     if not holds:
@@ -82,9 +83,41 @@ async def renew(db: Database, holds: Sequence[HoldRow], lease_ms: int) -> None:
             [
                 (hold.id, hold.account_id, now_ms + lease_ms)
                 for hold in sorted(holds, key=lambda each: each.id)
-                if now_ms - hold.at_ms >= (hold.lease_ms - hold.at_ms) // 3
+                if now_ms - hold.at_ms >= (hold.lease_ms - hold.at_ms) // 4
             ],
         )
+
+
+class Patience:
+    """Whether everybody who lives has had the time to renew its leases lately.
+
+    That a lease is over says nothing where its owner could not renew it: the database was away, or
+    its clock was put forward, or the machine stood still. Then nobody looked at leases either. So
+    after a pause between two looks the owners come first: nothing is void until the looks have gone
+    on for a third of a lease, in which an owner renews several times. All by the database's clock.
+
+    ``others``: holds of other processes may be open when this one begins.
+    """
+
+    def __init__(self, period_s: int, lease_s: int, *, others: bool) -> None:
+        self.grace_ms = min(lease_s * 1_000 // 3, 15_000)
+        # Shorter ones no lease ends in; below two seconds a busy machine pauses all the time.
+        self._most_ms = period_s * 1_000 + min(max(lease_s * 250, 2_000), PAUSE_MS)
+        self._looked_ms: int | None = None
+        self._since_ms: int | None = None if others else 0
+
+    def is_over(self, now_ms: int) -> bool:
+        """At the beginning of a look: whether what has lapsed may be void."""
+        last_ms = self._looked_ms
+        paused = last_ms is not None and not 0 <= now_ms - last_ms <= self._most_ms
+        if self._since_ms is None or paused:
+            self._since_ms = now_ms
+        self._looked_ms = now_ms
+        return now_ms - self._since_ms >= self.grace_ms
+
+    def looked(self, now_ms: int) -> None:
+        """At its end: what the look itself took is no pause."""
+        self._looked_ms = now_ms
 
 
 async def void_lapsed(db: Database, margin_ms: int) -> list[HoldRow]:

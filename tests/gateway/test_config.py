@@ -90,7 +90,7 @@ def test_defaults_are_sane(loaded: Loader) -> None:
     assert str(server.listen) == "127.0.0.1:8402"
     assert str(server.admin_listen) == "127.0.0.1:8403"
     assert (server.scheme, server.authority) == ("http", "127.0.0.1:8402")
-    assert (server.hold_lease_s, server.offer_timeout_s, server.answer_keep_s) == (60, 120, 86_400)
+    assert (server.hold_lease_s, server.offer_timeout_s, server.answer_keep_s) == (45, 120, 86_400)
     assert server.workers == 1
     assert server.work
     assert settings.credits.per_usd == 100

@@ -332,6 +332,50 @@ async def test_a_call_whose_owner_died_is_void_and_said(
     assert reason == sweep.INTERRUPTED
 
 
+async def test_no_call_that_runs_is_void_when_the_clock_jumps(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor any that may run elsewhere, until its owner could have said so."""
+    clock = helpers.Clock()
+    clock.install(monkeypatch)
+    account_id = await helpers.open_account(node.db)
+    await helpers.minted(node.db, helpers.mint(account_id, 500, "0x01"))
+    lease_ms = node.settings.server.hold_lease_s * 1_000
+    ours, theirs = [
+        await helpers.held(node.db, helpers.hold(account_id, name, 100, lease_ms=lease_ms))
+        for name in ("ours", "theirs")
+    ]
+    node.in_flight[ours.id] = ours
+
+    async def void() -> set[int]:
+        await work._sweep(node)
+        async with node.db.read() as tx:
+            return {
+                row["id"] for row in await tx.fetch("SELECT id FROM transfer WHERE kind = 'void'")
+            }
+
+    for _ in range(4):
+        clock.now_ms += 5_000
+        assert await void() == set()
+    clock.now_ms += 3_600_000
+    jumped_ms = clock.now_ms
+    while clock.now_ms < jumped_ms + node.patience.grace_ms:
+        assert await void() == set()
+        clock.now_ms += 1_000
+    for _ in range(60):
+        assert await void() == {theirs.id}
+        clock.now_ms += 1_000
+    del node.in_flight[ours.id]
+
+
+def test_a_killed_call_is_void_within_a_minute() -> None:
+    """Whenever it was killed, and whenever the next process starts after that."""
+    server = settings_for().server
+    lapse_ms = server.hold_lease_s * 1_000 + sweep.LAPSE_MARGIN_MS
+    patience = sweep.Patience(server.sweep_s, server.hold_lease_s, others=True)
+    assert max(lapse_ms, patience.grace_ms) + 2 * server.sweep_s * 1_000 < 60_000
+
+
 # --- payments -------------------------------------------------------------------------------
 
 

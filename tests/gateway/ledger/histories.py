@@ -195,7 +195,7 @@ class Run:
                 await self._flush()
                 row = self.rows[which % len(self.rows)]
                 now_ms = self.clock.now_ms
-                if now_ms - row.at_ms >= (row.lease_ms - row.at_ms) // 3:  # younger: not yet
+                if now_ms - row.at_ms >= (row.lease_ms - row.at_ms) // 4:  # younger: not yet
                     self.model.holds[row.id].lease_ms = now_ms + ms
                 await sweep.renew(self.db, [row], ms)
             case _:

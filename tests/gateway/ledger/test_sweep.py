@@ -183,7 +183,7 @@ async def test_renewing_writes_only_holds_that_have_lived_a_while(
     account = await open_account(db)
     row = await hold_at(db, clock, account, "r1", 0)
     await sweep.renew(db, [], 1)
-    clock.now_ms += LEASE_MS // 3 - 1
+    clock.now_ms += LEASE_MS // 4 - 1
     await sweep.renew(db, [row], LEASE_MS)
     assert await scalar(db, "SELECT count(*) FROM open_hold") == 0
     clock.now_ms += 1
@@ -470,3 +470,53 @@ async def test_a_transaction_that_takes_long_is_waited_for(
         await sweep.note_open_holds(postgres)
     await sweep.note_open_holds(postgres)
     assert await scalar(postgres, "SELECT count(*) FROM open_hold") == 2
+
+
+# --- when nothing may be void ---------------------------------------------------------------
+
+PERIOD_S, LEASE_S = 5, 45
+
+
+def looked(patience: sweep.Patience, *at_s: float, took_s: float = 0) -> list[bool]:
+    """Looks at these times, each of which took so long: whether what has lapsed was void."""
+    said = []
+    for each in at_s:
+        said.append(patience.is_over(T0 + int(each * 1_000)))
+        patience.looked(T0 + int((each + took_s) * 1_000))
+    return said
+
+
+def test_the_owners_of_another_process_come_first() -> None:
+    """Whoever begins does not know what happened before."""
+    patience = sweep.Patience(PERIOD_S, LEASE_S, others=True)
+    assert looked(patience, 0, 5, 10, 15, 20, 7_000_000) == [False] * 3 + [True] * 2 + [False]
+    alone = sweep.Patience(PERIOD_S, LEASE_S, others=False)
+    assert looked(alone, 0, 5, 10) == [True] * 3
+
+
+@pytest.mark.parametrize("at_s", [36, 4_000, -1])
+def test_after_a_pause_the_owners_come_first(at_s: float) -> None:
+    """The database was away, or the machine; or a clock was put forward, or back."""
+    patience = sweep.Patience(PERIOD_S, LEASE_S, others=False)
+    assert looked(patience, 0, 5, 10, 15, 20) == [True] * 5
+    then = [at_s + each for each in (0, 5, 10, 14.9, 15, 20)]
+    assert looked(patience, *then) == [False] * 4 + [True] * 2
+
+
+def test_a_pause_in_which_no_lease_ends_is_none() -> None:
+    patience = sweep.Patience(PERIOD_S, LEASE_S, others=False)
+    assert looked(patience, 0, 15, 30, 45) == [True] * 4
+    assert looked(patience, 60.1) == [False]
+
+
+def test_a_look_that_takes_long_is_no_pause() -> None:
+    """Else a sweeper that has much to do would never do it."""
+    patience = sweep.Patience(PERIOD_S, LEASE_S, others=True)
+    times = [n * 65 for n in range(4)]
+    assert looked(patience, *times, took_s=60) == [False, True, True, True]
+
+
+@pytest.mark.parametrize("lease_s", [1, 15, 45, 600])
+def test_in_the_time_that_is_left_to_them_owners_renew_more_than_once(lease_s: int) -> None:
+    patience = sweep.Patience(PERIOD_S, lease_s, others=True)
+    assert patience.grace_ms >= 2 * min(lease_s * 1_000 / 6, 5_000) - 1
