@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.errors import Problem
+from gateway.pricing.asked import plain
 from gateway.proxy.routes_table import Route
 from wallet_auth.strict import json_object
 
@@ -90,6 +91,8 @@ def read(body: bytes) -> Message:
     method = value.get("method", "")
     if not isinstance(method, str):
         raise Problem("invalid_request", "method is not text.")
+    if method != CALL and plain(method) == CALL:
+        raise Problem("invalid_request", f"The method {CALL} is misspelled.")
     params = value.get("params")
     payment, extension, typed = _said(params)
     if method != CALL:
@@ -105,7 +108,7 @@ def read(body: bytes) -> Message:
 def _require_plain(value: Mapping[str, Any], known: Iterable[str]) -> None:
     """No key that some reader takes for another one."""
     for key in value:
-        if key not in known and key.strip().casefold() in known:
+        if key not in known and plain(key) in known:
             raise Problem("invalid_request", f"The member {key[:40]!r} is misspelled.")
 
 
@@ -175,8 +178,8 @@ def price_of(tools: Mapping[str, Route], name: str) -> Route:
     found = tools.get(name)
     if found is None:
         # A server may read names loosely: another spelling of a priced one is not sold as "*".
-        loose = name.strip().casefold()
-        if not any(known.casefold() == loose for known in tools if known != EVERY):
+        loose = plain(name)
+        if not any(plain(known) == loose for known in tools if known != EVERY):
             found = tools.get(EVERY)
     if found is None:
         raise Problem("not_found", f"There is no tool {name[:60]!r} here.")

@@ -45,6 +45,16 @@ def test_a_payment_is_taken_out_of_the_message() -> None:
     assert b"_meta" not in alone.up
 
 
+@pytest.mark.parametrize(
+    "method", ["Tools/Call", "tools/call ", "tools/call\0", "tools／call", "\ttools/call"]
+)
+def test_a_call_in_another_spelling_is_not_free(method: str) -> None:
+    """Some server would run it."""
+    message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {"name": "search"}}
+    with pytest.raises(Problem, match="invalid_request"):
+        messages.read(json.dumps(message).encode())
+
+
 @pytest.mark.parametrize("payment", ["no json", "[]", 7, ["a"], None])
 def test_a_payment_that_is_none(payment: object) -> None:
     with pytest.raises(Problem, match="invalid_payload"):
@@ -65,7 +75,7 @@ def test_the_price_of_a_tool() -> None:
     assert messages.price_of(tools, "search").price.fixed_units == 5_000
     assert messages.price_of(tools, "other").price.fixed_units == 10_000
     assert messages.price_of(tools, "gift").free
-    for name in ("Search", "SEARCH", " search", "search\n"):
+    for name in ("Search", "SEARCH", " search", "search\n", "search\0x", "ｓearch", "ſearch"):
         with pytest.raises(Problem, match="not_found"):
             messages.price_of(tools, name)
     with pytest.raises(Problem, match="not_found"):
