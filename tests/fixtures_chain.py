@@ -50,6 +50,10 @@ def chain_net(chain_session: Devnet) -> Iterator[Devnet]:
     snapshot = chain_session.rpc("evm_snapshot")
     yield chain_session
     assert chain_session.rpc("evm_revert", snapshot) is True
+    # What was sent and waits for another is still there, and would be mined in the next test.
+    chain_session.rpc("anvil_dropAllTransactions")
+    # Anvil puts its clock back too: after many tests it would be minutes behind ours.
+    chain_session.rpc("evm_setTime", int(time.time()))
 
 
 @pytest.fixture

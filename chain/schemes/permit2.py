@@ -220,20 +220,9 @@ class Move:
 async def settable(rpc: Rpc, asset: Asset, auth: Authorization) -> tuple[str, Authorization]:
     """``verify``, and the form in which it should be settled: without its permit where Permit2 may
     move enough already. That costs less, and hangs on nothing that others can use up."""
-    if auth.permit is None:
-        return await verify(rpc, asset, auth), auth
-    plain = replace(auth, permit=None)
-    if await _allowance(rpc, asset, auth.from_) >= auth.value_units:
-        return await verify(rpc, asset, plain), plain
-    try:
-        return await verify(rpc, asset, auth), auth
-    except Rejected as refusal:
-        if refusal.code != ALLOWANCE_REQUIRED:
-            raise
-        if await _allowance(rpc, asset, auth.from_) < auth.value_units:
-            raise
-    # Somebody handed the permit in since we looked.
-    return await verify(rpc, asset, plain), plain
+    if auth.permit is not None and await _allowance(rpc, asset, auth.from_) >= auth.value_units:
+        auth = replace(auth, permit=None)
+    return await verify(rpc, asset, auth), auth
 
 
 async def verify(rpc: Rpc, asset: Asset, auth: Authorization) -> str:

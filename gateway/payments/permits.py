@@ -22,6 +22,10 @@ from gateway.payments.rails import Rails
 _PERMIT: Final = "permit"  # authorization_use.decision: which payment is sent with a permit
 
 
+class InUse(Rejected):
+    """Another payment is sent with the same permit."""
+
+
 async def settle(
     rails: Rails, asset: Asset, auth: permit2.Authorization, job: Job
 ) -> Handed | None:
@@ -30,10 +34,16 @@ async def settle(
     alone = replace(job, alone=True)
     if auth.permit is None:
         return await engine.settle(rails, _calling(alone, asset, auth))
+    async with rails.db.read() as tx:
+        since_ms = await tx.now_ms()
+    job_of_it = _with_permit(_calling(alone, asset, auth), auth.permit, since_ms)
     try:
-        return await engine.settle(rails, _with_permit(alone, asset, auth, auth.permit))
+        return await engine.settle(rails, job_of_it)
+    except InUse:
+        # Also if there is an allowance by now: the permit that is under way replaces it.
+        raise
     except Rejected as refusal:
-        # The permit or its allowance is used since we looked, or is being used.
+        # The permit or its allowance was used since we looked.
         plain = replace(auth, permit=None)
         try:
             await permit2.verify(rails.rpcs[job.chain.caip2], asset, plain)
@@ -47,20 +57,19 @@ def _calling(job: Job, asset: Asset, auth: permit2.Authorization) -> Job:
     return replace(job, call=replace(job.call, to=to, data=data))
 
 
-def _with_permit(
-    job: Job, asset: Asset, auth: permit2.Authorization, permit: eip2612.Permit
-) -> Job:
+def _with_permit(job: Job, permit: eip2612.Permit, since_ms: int) -> Job:
     async def begin(tx: Tx, at: Begun) -> bool:
         if not await job.begin(tx, at):
             return False
-        await _hold(tx, job, permit, at.now_ms)
+        await hold(tx, job, permit, since_ms, at.now_ms)
         return True
 
-    return replace(_calling(job, asset, auth), begin=begin)
+    return replace(job, begin=begin)
 
 
-async def _hold(tx: Tx, job: Job, permit: eip2612.Permit, now_ms: int) -> None:
-    """Nobody else sends this permit until the payment has ended. ``Rejected`` if somebody does.
+async def hold(tx: Tx, job: Job, permit: eip2612.Permit, since_ms: int, now_ms: int) -> None:
+    """Nobody else sends this permit until the payment has ended. ``InUse`` if somebody does, or did
+    ``since_ms``, when we had not asked the chain yet whether it is good.
 
     Of two that come at once one waits for the row of the other, and then sees its payment.
     """
@@ -75,8 +84,8 @@ async def _hold(tx: Tx, job: Job, permit: eip2612.Permit, now_ms: int) -> None:
         *names,
     )
     payment = await journal.by_id(tx, holder)
-    if payment is not None and payment.state == "processing":
-        raise Rejected(
+    if payment is not None and (payment.state == "processing" or payment.updated_at_ms >= since_ms):
+        raise InUse(
             permit2.ALLOWANCE_REQUIRED,
             f"another payment of {permit.from_} with the same EIP-2612 permit is under way",
         )

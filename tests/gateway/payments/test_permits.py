@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 
 from anvil.devnet import Devnet
+from chain.errors import Rejected
 from chain.eth import selector
 from chain.schemes import eip2612, permit2
 from gateway.config import ConfigError
+from gateway.db import Database, Tx
 from gateway.errors import Problem
-from gateway.payments import challenge, gas, offers, watcher
+from gateway.payments import challenge, gas, journal, offers, permits, watcher
+from gateway.payments.journal import Payment
+from gateway.payments.lane import Begun
 from gateway.payments.recover import recover
 from gateway.payments.wire import decode_object
 from tests.fixtures_chain import USDC, FaultyNode
@@ -48,6 +52,7 @@ from tests.gateway.payments.test_permit2 import (
     whole,
 )
 
+LATER_MS = 2**62
 WITH_PERMIT = selector(
     "settleWithPermit((uint256,uint256,bytes32,bytes32,uint8),"
     "((address,uint256),uint256,uint256),address,(address,uint256),bytes)"
@@ -233,6 +238,20 @@ async def test_the_permit_is_handed_in_by_somebody_else(
         assert [units for *_, units in await desk.minted()] == [UNITS]
 
 
+async def test_a_proxy_that_minds_a_used_permit_gets_the_plain_call(
+    net: Devnet, db_url: str, faulty_node: FaultyNode
+) -> None:
+    payer = net.accounts[5]
+    extensions = permit(payer, UNITS)
+    once_verified(faulty_node, lambda: hand_in_permit(net, extensions))
+    minds = {"code": 3, "message": "execution reverted", "data": "0x"}
+    faulty_node.fault("eth_estimateGas", "error", minds, times=1)
+    async with sponsoring(net, db_url, faulty_node.url) as desk:
+        told = await pay(desk, sponsored(offer_of(desk), by_permit2(payer), extensions))
+        assert told.payment.state == "succeeded"
+        assert await calls(desk) == [PLAIN]
+
+
 async def test_the_permit_is_used_and_taken_back(
     net: Devnet, db_url: str, faulty_node: FaultyNode
 ) -> None:
@@ -397,23 +416,116 @@ async def test_a_permit_is_sent_with_one_payment_at_a_time(
         assert [units for *_, units in await two.minted()] == [UNITS] * 2
 
 
+async def test_one_that_is_approved_meanwhile_waits_for_the_permit_all_the_same(
+    net: Devnet, db_url: str, faulty_node: FaultyNode
+) -> None:
+    """The permit that is under way takes the approval down to what its payment uses up."""
+    payer = net.accounts[5]
+    faulty_node.fault("eth_sendRawTransaction", "drop")
+    async with sponsoring(net, db_url, faulty_node.url, wait_s=1) as desk:
+        first = await pending(desk, by_permit2(payer), permit(payer, UNITS))
+        once_verified(faulty_node, lambda: approve(net, payer))
+        body = sponsored(offer_of(desk), by_permit2(payer), permit(payer, UNITS))
+        with pytest.raises(Problem, match="is under way"):
+            await pay(desk, body)
+        faulty_node.faults.clear()
+        await send(desk, first)
+        assert await recover(desk.rails, first) == "succeeded"
+        with pytest.raises(Problem, match="the token is at 1"):
+            await pay(desk, body)
+        assert await calls(desk) == [WITH_PERMIT]
+
+
 async def test_a_permit_is_free_again_when_its_payment_has_failed(
     net: Devnet, db_url: str, faulty_node: FaultyNode
 ) -> None:
     payer = net.accounts[5]
     faulty_node.fault("eth_sendRawTransaction", "drop")
     async with sponsoring(net, db_url, faulty_node.url, wait_s=1) as desk:
-        first = await pending(desk, by_permit2(payer), permit(payer, UNITS))
+        await pending(desk, by_permit2(payer), permit(payer, UNITS))
         async with desk.rails.db.write() as tx:  # as if it had expired in no block
             await tx.execute("UPDATE payment SET state = 'failed', updated_at_ms = 0")
             await tx.execute("DELETE FROM chain_nonce")
             await tx.execute("DELETE FROM chain_member")
             await tx.execute("DELETE FROM gas_account")
-        faulty_node.faults.clear()
-        for count in range(2):
-            body = sponsored(offer_of(desk), by_permit2(payer), permit(payer, UNITS, nonce=count))
-            told = await pay(desk, body)
-            assert (told.payment.state, told.payment.id != first.id) == ("succeeded", True)
+        await pending(desk, by_permit2(payer), permit(payer, UNITS))
+        body = sponsored(offer_of(desk), by_permit2(payer), permit(payer, UNITS))
+        with pytest.raises(Problem, match="is under way"):  # with the second one
+            await pay(desk, body)
+        async with desk.rails.db.read() as tx:
+            assert await tx.fetchval("SELECT count(*) FROM payment") == 2
+
+
+async def test_of_two_that_find_it_free_again_one_waits_for_the_other(
+    net: Devnet, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row is there from a payment that has ended: whoever comes second sees the new one."""
+    payer = net.accounts[5]
+    given = permit2.parse(by_permit2(payer), permit(payer, UNITS)).permit
+    assert given is not None
+    async with desk_at(net, postgres_url) as desk:
+        db = desk.rails.db
+
+        async def claim() -> None:
+            job = desk.job(payer)
+            async with db.write() as tx:
+                assert await job.begin(tx, Begun(1, 0))
+                await permits.hold(tx, job, given, LATER_MS, 1)
+
+        await claim()
+        async with db.write() as tx:
+            await tx.execute("UPDATE payment SET state = 'failed'")
+        others: list[asyncio.Task[None]] = []
+        by_id = journal.by_id
+
+        async def slowly(tx: Tx, payment_id: str, *, lock: bool = False) -> Payment | None:
+            """The other one comes when the first has read whose it was: no wire shows that."""
+            if not others:
+                others.append(asyncio.create_task(claim()))
+                await waiting(db)
+            return await by_id(tx, payment_id, lock=lock)
+
+        monkeypatch.setattr(journal, "by_id", slowly)
+        await claim()
+        with pytest.raises(Rejected, match="is under way"):
+            await others[0]
+
+
+async def test_one_that_was_under_way_when_we_looked_counts_as_such(
+    net: Devnet, db_url: str
+) -> None:
+    """It has used the permit since, and what the chain said of it before is worth nothing."""
+    payer = net.accounts[5]
+    given = permit2.parse(by_permit2(payer), permit(payer, UNITS)).permit
+    assert given is not None
+    async with desk_at(net, db_url) as desk:
+
+        async def claim(since_ms: int) -> None:
+            job = desk.job(payer)
+            async with desk.rails.db.write() as tx:
+                assert await job.begin(tx, Begun(1, 0))
+                await permits.hold(tx, job, given, since_ms, 1)
+
+        await claim(LATER_MS)
+        async with desk.rails.db.write() as tx:
+            await tx.execute("UPDATE payment SET state = 'succeeded', updated_at_ms = 1000")
+        with pytest.raises(Rejected, match="is under way"):
+            await claim(1_000)
+        await claim(1_001)
+
+
+async def waiting(db: Database) -> None:
+    """Return when a transaction waits for another's row."""
+    sql = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        " AND datname = current_database()"
+    )
+    for _ in range(2_000):
+        async with db.read() as tx:
+            if await tx.fetchval(sql):
+                return
+        await asyncio.sleep(0.01)
+    raise AssertionError("nobody waits")
 
 
 async def test_two_payments_with_one_permit_at_once_at_two_nodes(
