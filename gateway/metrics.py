@@ -219,7 +219,7 @@ async def _gas(node: Node, tx: Tx, now_ms: int) -> list[Family]:
         spent.append(Sample(gwei, network))
         if chain.gas_per_hour_gwei is not None:
             limit.append(Sample(chain.gas_per_hour_gwei, network))
-            paused.append(Sample(int(gwei >= chain.gas_per_hour_gwei), network))
+            paused.append(Sample(int(await budget.is_spent(tx, chain, now_ms)), network))
     return [
         Family(
             "gas_account_state",
@@ -241,7 +241,7 @@ async def _gas(node: Node, tx: Tx, now_ms: int) -> list[Family]:
         Family("gas_per_hour_gwei", "The setting gas_per_hour.", limit),
         Family(
             "gas_budget_spent",
-            "From the database: 1 if nothing is sent for now because gas_per_hour is used up.",
+            "From the database: 1 if nothing is sent now because gas_per_hour has no room.",
             paused,
         ),
     ]

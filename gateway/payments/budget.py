@@ -11,7 +11,7 @@ from typing import Final
 
 from chain.errors import Unavailable
 from gateway.db import Tx
-from gateway.payments import journal
+from gateway.payments import journal, worth
 from gateway.settings import Chain
 
 HOUR_MS: Final = 3_600_000
@@ -31,6 +31,15 @@ async def require(tx: Tx, chain: Chain, now_ms: int, *, counted: bool = False) -
     if spent > most_gwei or (spent == most_gwei and not counted):
         said = f"{spent} of {most_gwei} gwei" + (" with this transaction" if counted else "")
         raise Unavailable("gas_budget_spent", f"{chain.name}: gas_per_hour is used up: {said}")
+
+
+async def is_spent(tx: Tx, chain: Chain, now_ms: int) -> bool:
+    """Whether not even one payment fits any more, at the price of the last look: what ``require``
+    is going to say of the next one. A reservation is by the gas limit, which is above the cost."""
+    if chain.gas_per_hour_gwei is None:
+        return False
+    one_gwei = max(1, 3 * (await worth.noted_gwei(tx, chain) or 0) // 2)
+    return await spent_gwei(tx, chain, now_ms) + one_gwei > chain.gas_per_hour_gwei
 
 
 async def spent_gwei(tx: Tx, chain: Chain, now_ms: int) -> int:

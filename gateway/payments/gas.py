@@ -118,10 +118,8 @@ async def standing(rails: Rails) -> dict[str, str]:
     async with rails.db.read() as tx:
         now_ms = await tx.now_ms()
         for chain in rails.settings.chains:
-            try:
-                await budget.require(tx, chain, now_ms)
-            except Unavailable as error:
-                found[chain.caip2] = error.code
+            if await budget.is_spent(tx, chain, now_ms):
+                found[chain.caip2] = "gas_budget_spent"
             for account, (state, _) in zip(
                 accounts(chain), await accounts_now(tx, chain), strict=True
             ):

@@ -15,7 +15,7 @@ from chain.errors import Unavailable
 from chain.networks import NETWORKS
 from chain.sender import Fees, Market, Prepared
 from gateway.db import Database, DatabaseUnavailable, Tx, transact
-from gateway.payments import budget, engine, gas, nonces
+from gateway.payments import budget, engine, gas, nonces, worth
 from gateway.payments.lane import Handed, Job
 from gateway.payments.recover import recover
 from tests.fixtures_chain import NETWORK, FaultyNode
@@ -259,6 +259,26 @@ async def test_the_budget_is_the_most(
             else:
                 with pytest.raises(Unavailable, match="gas_budget_spent"):
                     await budget.require(tx, chain, now_ms, counted=counted)
+
+
+@pytest.mark.parametrize(("left", "told"), [(0, True), (150, True), (151, False), (152, False)])
+async def test_a_budget_without_room_for_a_payment_is_told(
+    net: Devnet, sqlite_url: str, left: int, told: bool
+) -> None:
+    """Where an operator looks, although some of it is left: the next payment is refused."""
+    async with opened_desk(net, sqlite_url, gas_per_hour="0.000001") as desk:
+        (chain,) = desk.rails.settings.chains
+        async with desk.rails.db.write() as tx:
+            now_ms = await tx.now_ms()
+            call = nonces.Call("pay_none", "0x" + "00" * 20, b"")
+            who = net.settler.address
+            await nonces.allot(tx, chain.caip2, who, 0, [call], now_ms, 1_000 - left)
+            assert await budget.is_spent(tx, chain, now_ms) is (left == 0)  # nobody has looked yet
+            await worth.note(tx, chain, 101, now_ms)  # and half as much again is reserved
+            assert await budget.is_spent(tx, chain, now_ms) is told
+        assert await gas.standing(desk.rails) == (
+            {NETWORK.caip2: "gas_budget_spent"} if told else {}
+        )
 
 
 # --- an account without money ---------------------------------------------------------------------
