@@ -77,6 +77,7 @@ class Swept:
             "kills": self.kills.total(),
             "kills_by_line": dict(self.kills),
             "missed": len(self.missed),
+            "missed_points": self.missed,
             "lost": self.lost,
             "duplicated": self.duplicated,
             "p50_s": round(slow[len(slow) // 2], 1),
