@@ -90,6 +90,7 @@ MEMBERS = {
     "so_far_units",
     "expires_at_ms",
     "input_required",  # a type of MCP results
+    "input_schema",
     "charged_credits",
     "expected_message",
     "expires_at",

@@ -7,11 +7,12 @@ a route of GET. Slugs are the names in lower case with hyphens; a route may brin
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
 from gateway.errors import Problem
@@ -27,9 +28,32 @@ _IN_QUERY: Final = ("GET", "DELETE")
 _POSTED: Final = "POST"
 
 
+ANYTHING: Final[Mapping[str, Any]] = {"type": "object"}
+"""A schema that says no more than that parameters are an object."""
+
+
+class Tool(NamedTuple):
+    """What a server says of a tool: the JSON schema of its arguments, and words for people."""
+
+    schema: Mapping[str, Any]
+    description: str
+
+
+@dataclass(slots=True, eq=False)
+class Server:
+    """What is known of an MCP server since the configuration was read (``servers.py``)."""
+
+    mount: McpMount
+    stateful: bool | None = None
+    """Whether it gives sessions; None: it was not asked, or what was known is wrong."""
+    tools: Mapping[str, Tool] | None = None
+    look_at_s: float = 0.0
+    looking: asyncio.Task[None] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One thing that is sold. ``tool``: the name of an MCP tool; else ``path`` is asked."""
+    """One thing that is sold. ``server``: ``name`` is a tool there; else ``path`` is asked."""
 
     product: str
     slug: str
@@ -37,7 +61,7 @@ class Action:
     upstream: str
     route: Route
     path: bytes
-    mount: McpMount | None = None
+    server: Server | None = None
 
     @property
     def method(self) -> str:
@@ -76,7 +100,8 @@ def _query(parameters: Mapping[str, Any]) -> str:
 
 
 class Catalog:
-    """All actions, and how a request names one. Immutable; a reload makes a new one."""
+    """All actions, and how a request names one. Immutable but for what is known of servers; a
+    reload makes a new one."""
 
     __slots__ = ("_by_id", "_by_name", "actions")
 
@@ -116,13 +141,13 @@ def build(upstreams: Iterable[Upstream], routes: RouteTable) -> Catalog:
     for upstream in upstreams:
         product = _free(_slug(upstream.name), products)
         taken: set[str] = set()
-        for name, slug, route, path, mount in _sold(upstream, routes):
+        for name, slug, route, path, server in _sold(upstream, routes):
             unique = _free(slug or _slug(name) or "call", taken)
-            found.append(Action(product, unique, name, upstream.name, route, path, mount))
+            found.append(Action(product, unique, name, upstream.name, route, path, server))
     return Catalog(found)
 
 
-_Sold = tuple[str, str, Route, bytes, McpMount | None]
+_Sold = tuple[str, str, Route, bytes, Server | None]
 
 
 def _sold(upstream: Upstream, routes: RouteTable) -> Iterator[_Sold]:
@@ -131,9 +156,10 @@ def _sold(upstream: Upstream, routes: RouteTable) -> Iterator[_Sold]:
         below = upstream.mount.encode()
         mount = routes.match("POST", below)
         if isinstance(mount, McpMount):
+            server = Server(mount)
             for name, tool in mount.tools.items():
                 if name != EVERY and not tool.free:
-                    yield name, "", tool, below, mount
+                    yield name, "", tool, below, server
         return
     for settings in upstream.routes:
         # The pattern is compared with the decoded path; what is sent is spelled like a request.

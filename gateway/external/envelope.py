@@ -55,7 +55,7 @@ def output_of(answer: Answer, body: bytes) -> Any:
     found = _parsed(body)
     if found is not None:
         return found[0]
-    kind = next((v for n, v in answer.headers if n == b"content-type"), b"")
+    kind = b", ".join(answer.values(b"content-type"))
     try:
         return body.decode()
     except UnicodeDecodeError:

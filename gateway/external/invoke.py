@@ -17,7 +17,7 @@ from chain.errors import ChainError
 from gateway import ledger
 from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import NextAction, Problem
-from gateway.external import envelope, proof
+from gateway.external import envelope, proof, servers
 from gateway.external.catalog import Action
 from gateway.external.envelope import MESSAGE_ID, Invoke, InvokeTool, Money
 from gateway.fields import Fields
@@ -52,7 +52,7 @@ _NOT_UP: Final = frozenset(
     b"content-type content-encoding content-digest repr-digest digest content-md5 accept"
     b" accept-encoding range if-range if-match if-none-match if-modified-since"
     b" if-unmodified-since".split()
-)
+).union(servers.OF_MCP)
 _UP: Final = (
     (b"content-type", b"application/json"),
     (b"accept", b"application/json, text/event-stream;q=0.9, */*;q=0.5"),
@@ -106,7 +106,7 @@ class Asked:
 
     def up(self) -> bytes:
         """The body of the call."""
-        if self.action.mount is not None:
+        if self.action.server is not None:
             params = {"name": self.action.name, "arguments": self.parameters}
             message = {"jsonrpc": "2.0", "id": MESSAGE_ID, "method": "tools/call"}
             return json.dumps({**message, "params": params}).encode()
@@ -153,8 +153,12 @@ async def serve(  # noqa: PLR0917  (an ASGI call and what it is about)
     for name, value in _UP:
         fields.add(name, value)
     incoming = forward.Incoming(action.route, asked.target, fields, body, client, action.method)
-    kind = Invoke if action.mount is None else InvokeTool
-    await forward.run_call(kind(node, action.route, taken, receive, send, money), incoming)
+    if action.server is None:
+        held = Invoke(node, action.route, taken, receive, send, money)
+        await forward.run_call(held, incoming)
+        return
+    tool = InvokeTool(node, action.route, taken, receive, send, money)
+    await forward.run_call(tool, incoming, partial(servers.in_session, action.server))
 
 
 async def _read(node: Node, action: Action, call: Call, request: Request, raw: bytes) -> Asked:

@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import forms, ledger
 from gateway.errors import NextAction, Problem
-from gateway.external import buying, envelope, invoke, maker, proof
-from gateway.external.catalog import Action, Catalog
+from gateway.external import buying, envelope, invoke, maker, proof, servers
+from gateway.external.catalog import ANYTHING, Action, Catalog, Tool
 from gateway.ledger import read
 from gateway.middleware import Outgoing
 from gateway.node import Node
@@ -189,14 +189,19 @@ async def tools(request: Request) -> Response:
     """``GET tools``: what can be invoked, for how much."""
     node = node_of(request)
     here = request.url.path.rsplit("/", 1)[0]
+    actions = node.catalog.actions
+    asked = dict.fromkeys(each.server for each in actions if each.server is not None)
+    found = await asyncio.gather(*(servers.tools_of(node, server) for server in asked))
+    known = dict(zip(asked, found, strict=True))
     listed: dict[str, list[dict[str, Any]]] = {}
-    for action in node.catalog.actions:
-        listed.setdefault(action.product, []).append(_shown(node, action, here))
+    for action in actions:
+        tool = known[action.server].get(action.name) if action.server is not None else None
+        listed.setdefault(action.product, []).append(_shown(node, action, here, tool))
     told = [{"product": p, "product_slug": p, "actions": each} for p, each in listed.items()]
     return answer(200, {"success": True, "tools": told}, {"Cache-Control": "no-cache"})
 
 
-def _shown(node: Node, action: Action, here: str) -> dict[str, Any]:
+def _shown(node: Node, action: Action, here: str, tool: Tool | None) -> dict[str, Any]:
     # A raise is not charged to all at once (price_changes.py), and is shown at once.
     price = in_force(action.route.price, node.now_s())
     units = price.fixed_units
@@ -207,13 +212,13 @@ def _shown(node: Node, action: Action, here: str) -> dict[str, Any]:
         "action": action.slug,
         "action_slug": action.slug,
         "name": action.name,
-        "description": action.route.description,
+        "description": action.route.description or ("" if tool is None else tool.description),
         "price_credits": None if units is None else envelope.number(units, per_usd),
         "price": price.describe(),
         "unit_type": "request",
         "x402_direct": True,
         "invoke": {"method": "POST", "url": node.settings.server.public_url + path},
-        "input_schema": {"type": "object"},
+        "input_schema": ANYTHING if tool is None else tool.schema,
     }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -74,6 +75,9 @@ class Ticket(NamedTuple):
     credential: str | None = None
 
 
+Opening = Callable[["HeldCall", Incoming], AbstractAsyncContextManager[Answer]]
+
+
 async def run(
     node: Node, incoming: Incoming, ticket: Ticket, receive: Receive, send: Outgoing
 ) -> None:
@@ -84,13 +88,14 @@ async def run(
     await run_call(HeldCall(node, incoming.route, ticket, receive, send), incoming)
 
 
-async def run_call(call: HeldCall, incoming: Incoming) -> None:
-    """``run`` for a call that answers in a way of its own."""
+async def run_call(call: HeldCall, incoming: Incoming, opening: Opening | None = None) -> None:
+    """``run`` for a call that answers in a way of its own. ``opening``: instead of ``open_call``,
+    for what has to be said to the upstream before it, and after."""
     node, ticket = call.node, call.ticket
     hold = ticket.hold
     node.in_flight[hold.id] = hold  # from here its lease is renewed (leases.py)
     try:
-        async with _open(call, incoming) as answer:
+        async with (opening or open_call)(call, incoming) as answer:
             await call.relay(answer)
     except Problem as problem:
         if problem.code == "upstream_wants_payment":
@@ -111,7 +116,8 @@ async def run_call(call: HeldCall, incoming: Incoming) -> None:
             ended_uncharged(node, hold.account_id, incoming.client)
 
 
-def _open(call: HeldCall, incoming: Incoming) -> open_upstream:
+def open_call(call: HeldCall, incoming: Incoming) -> open_upstream:
+    """The one request that a hold is for."""
     node, ticket, route = call.node, call.ticket, incoming.route
     hold = ticket.hold
     behind = node.upstreams[route.upstream]

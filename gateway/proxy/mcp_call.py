@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from gateway import ledger
 from gateway.errors import Problem
-from gateway.fields import values
 from gateway.money import format_credits
 from gateway.proxy import cors, events, outcome, replies
 from gateway.proxy import mcp_answers as answers
@@ -30,7 +29,7 @@ Fields = list[tuple[bytes, bytes]]
 
 def require_readable(answer: Answer) -> None:
     """An answer that cannot be read is not passed: its reader might find it asks for payment."""
-    codings = values(answer.headers, b"content-encoding")
+    codings = answer.values(b"content-encoding")
     if any(value.strip().lower() not in (b"", b"identity") for value in codings):
         raise Problem("upstream_error", "The upstream's answer has a content encoding.")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 
 from gateway.errors import Problem
-from gateway.fields import first
 from gateway.middleware import Outgoing
 from gateway.proxy import events
 from gateway.proxy import mcp_answers as answers
@@ -33,7 +32,7 @@ async def relay(
     found = events.object_of(body)
     if found is not None:
         body = json.dumps(answers.cleaned(found, show)).encode()
-    elif body and b"json" in first(answer.headers, b"content-type").lower():
+    elif body and b"json" in b",".join(answer.values(b"content-type")).lower():
         raise Problem("upstream_error", "The upstream's answer is no JSON-RPC message.")
     await _start(answer, fields(len(body)), send)
     await send({"type": "http.response.body", "body": body})

@@ -58,6 +58,10 @@ class Answer:
         bodiless = self.status in (204, 304)
         self.content_length = None if bodiless else connection.content_length
 
+    def values(self, name: bytes) -> list[bytes]:
+        """Every value of a field. ``name`` is lower case; an upstream may spell it otherwise."""
+        return [value for n, value in self.headers if n.lower() == name]
+
     @property
     def complete(self) -> bool:
         """Whether the whole body has arrived (it may not have been read yet)."""

@@ -4,10 +4,21 @@ python mcp_server_py.py PORT
 """
 
 import sys
+from weakref import WeakKeyDictionary
 
 from mcp.server.fastmcp import Context, FastMCP
 
 server = FastMCP("official", host="127.0.0.1", port=int(sys.argv[1]), log_level="ERROR")
+
+
+visits: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+
+
+@server.tool()
+async def visit(ctx: Context) -> str:
+    """Counts the calls of a session."""
+    visits[ctx.session] = visits.get(ctx.session, 0) + 1
+    return f"visit {visits[ctx.session]}"
 
 
 @server.tool()

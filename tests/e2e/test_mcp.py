@@ -303,7 +303,7 @@ def test_a_server_of_the_official_sdk(launch: Launch, wallet: Wallet, tmp_path: 
         upstream.wait_port(port)
         shop = open_shop(launch, f"http://127.0.0.1:{port}/mcp")
         listed, call = run(f"{shop.url}/mcp", wallet.key, "search", '{"q": "fare"}')
-        assert [tool["name"] for tool in listed["tools"]] == ["search", "fail"]
+        assert [tool["name"] for tool in listed["tools"]] == ["visit", "search", "fail"]
         assert call["text"] == ["fare: found by the official server"], call
         assert call["meta"]["farebox/charged"] == "0.5"
         _, failed = run(f"{shop.url}/mcp", wallet.key, "fail", "{}")

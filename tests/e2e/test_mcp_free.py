@@ -16,9 +16,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.demo.upstreams import Calls, SampleApi
-from tests.e2e.stage import PRICE_UNITS, Gateway
+from tests.e2e.stage import PRICE_UNITS, Api, Gateway
 from tests.e2e.test_mcp import ACCEPT, ask, called, open_shop, paying, required, result
 from tests.e2e.wallet import Wallet, problem
+from tests.gateway.proxy import misbehave
 
 ASKS: Final = {"x402Version": 2, "accepts": [{"payTo": "0x" + "66" * 20}]}
 ASKING: Final = {"isError": True, "structuredContent": ASKS, "content": []}
@@ -184,3 +185,25 @@ async def test_header_fields_cannot_name_another_tool(shop: Gateway, server: Sam
         right = {"Mcp-Name": "ping", "Mcp-Method": "tools/call"}
         assert (await ask(http, free, **right)).status_code == 200
     assert server.calls.count() == 1
+
+
+@pytest.mark.parametrize("how", ["gzip", "gzip stream", "array", "stream"])
+async def test_fields_may_be_spelled_as_most_servers_do(
+    launch: Callable[..., Gateway], api: Api, how: str
+) -> None:
+    """With capitals, over a server that does not make them small."""
+
+    async def spelled(_up: Any, request: misbehave.Request, writer: Any) -> bool:
+        made = respond(1, how)
+        fields = [n.title() + b": " + v for n, v in made.raw_headers if n != b"content-length"]
+        writer.write(misbehave.answer(bytes(made.body), *fields))
+        return True
+
+    path = f"/spelled-{how.replace(' ', '-')}"
+    misbehave.BEHAVIOURS[path.encode()] = spelled
+    try:
+        shop = open_shop(launch, api.url + path)
+        async with shop.client() as http:
+            says_nothing_of_money(await ask(http, called("ping", how=how)))
+    finally:
+        del misbehave.BEHAVIOURS[path.encode()]
