@@ -69,6 +69,7 @@ _FAULTS: Final[dict[str, tuple[int, str]]] = {
     "gateway.app.BadToken": (CONFIG, "{}"),
     "gateway.workers.WorkersFailed": (UNREACHABLE, "{}"),
     "gateway.migrations.run.NewerDatabase": (CONFIG, "{}; install that release"),
+    "gateway.migrations.run.OlderDatabase": (CONFIG, "{}: run `farebox migrate`"),
     "gateway.db.DatabaseUnavailable": (UNREACHABLE, "the database cannot be reached: {}"),
     "chain.errors.Unavailable": (UNREACHABLE, "the chain cannot be reached: {}"),
     "anvil.process.DevnetError": (UNREACHABLE, "{}"),

@@ -63,6 +63,8 @@ def _with_database(settings: Settings, work: Callable[[Database], Awaitable[T]])
     async def run() -> T:
         db = await Database.connect(settings.server.database)
         try:
+            if work is not migrations.migrate:
+                await migrations.require_current(db)
             return await work(db)
         finally:
             await db.close()

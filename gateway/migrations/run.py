@@ -23,6 +23,20 @@ class NewerDatabase(Exception):  # noqa: N818
     """The database was written by a later release. Starting would risk what it holds."""
 
 
+class OlderDatabase(Exception):  # noqa: N818
+    """The database is of an earlier release, or holds nothing yet: what is asked for in it may not
+    be there."""
+
+
+async def require_current(db: Database) -> None:
+    """Raises ``OlderDatabase`` unless the schema is this release's, or a later one's."""
+    at = await current_revision(db)
+    if at is None:
+        raise OlderDatabase("the database is empty")
+    if at < HEAD:
+        raise OlderDatabase(f"the database is at revision {at}, this release needs {HEAD}")
+
+
 async def current_revision(db: Database) -> str | None:
     """What the database is at; None for an empty one."""
     async with db.read() as tx:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -392,6 +393,33 @@ def test_account_says_what_is_wrong(
     done = farebox("account", *arguments)
     assert done.returncode == code
     assert text in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ledger", "verify"),
+        ("ledger", "export", "--json"),
+        ("reconcile", "--once"),
+        ("account", "show", "0x" + "11" * 20),
+    ],
+)
+@pytest.mark.parametrize(
+    ("revision", "told"), [(None, "the database is empty"), ("0001", "is at revision 0001")]
+)
+def test_books_of_an_earlier_release_are_not_looked_into(
+    farebox: Farebox, configured: Path, command: tuple[str, ...], revision: str | None, told: str
+) -> None:
+    """One line that says what to do, where a column that is not there would be a stack trace."""
+    if revision is not None:
+        assert farebox("migrate").returncode == 0
+        with sqlite3.connect(configured.parent / "farebox.db") as books:
+            books.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+        books.close()
+    done = farebox(*command)
+    assert done.returncode == 3
+    assert told in done.stderr and "run `farebox migrate`" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 ANSWERS = ["http://127.0.0.1:9000", "http", "$0.02", "base-sepolia", PAY_TO, "", ""]
