@@ -294,7 +294,9 @@ class HeldCall:
     def _fields(self, answer: Answer) -> list[tuple[bytes, bytes]]:
         """The upstream's header fields as the caller may see them, without a length."""
         return location.rewrite(
-            headers.response_headers(answer.headers, private=True),
+            headers.response_headers(
+                answer.headers, private=True, metered=self.metering is not None
+            ),
             self._route,
             self.node.upstreams[self._route.upstream].origin,
             self.node.settings.server.public_url,

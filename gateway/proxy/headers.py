@@ -15,7 +15,9 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
+from gateway import observe
 from gateway.fields import by_name
+from gateway.pricing.meters import FOREIGN
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -62,6 +64,7 @@ _RESPONSE_PREFIXES: Final = (
     b"ratelimit",
     b"x-accel-",
 )
+_STATEMENTS: Final = frozenset((b"farebox-usage", b"farebox-amount"))
 _OURS: Final = b"farebox-"
 _LOOKED_AT: Final = frozenset((b"authorization", b"cookie", b"signature", b"signature-input"))
 _COOKIE_PREFIX: Final = b"farebox"
@@ -77,6 +80,8 @@ _SHARED_CACHES: Final = frozenset(b"public s-maxage proxy-revalidate".split())
 _PASS: Final = 0
 _DROP: Final = 1
 _LOOK: Final = 2  # its value decides
+# On its way down: it does not pass, and where nobody reads it it is told of.
+_TOLD: Final = 3
 
 
 # Names come from callers: no more of them are kept than this, and none that is longer. Most
@@ -97,9 +102,11 @@ def _look_up(name: bytes) -> tuple[int, bytes]:
 _up: Final = lru_cache(maxsize=_REMEMBERED)(_look_up)
 
 
-def _drops_down(name: bytes) -> bool:
+def _drops_down(name: bytes) -> int:
     plain = name.replace(b"_", b"-")
-    return plain in _RESPONSE_NAMES or plain.startswith(_RESPONSE_PREFIXES)
+    if plain in _STATEMENTS:
+        return _TOLD
+    return _DROP if plain in _RESPONSE_NAMES or plain.startswith(_RESPONSE_PREFIXES) else _PASS
 
 
 _dropped_down: Final = lru_cache(maxsize=_REMEMBERED)(_drops_down)
@@ -187,21 +194,25 @@ def response_headers(
     *,
     length: int | None = None,
     private: bool = False,
+    metered: bool = False,
 ) -> Headers:
     """The fields for the caller.
 
     ``length`` is the whole length of the body if it is known (for HEAD, what it would be).
     ``private``: the answer was paid for or belongs to one caller, so no shared cache may keep it:
     ``Cache-Control: private`` is added, what invites shared caches is taken out (RFC 9111
-    section 5.2.2, RFC 9213), and ``Vary`` names the identity fields.
+    section 5.2.2, RFC 9213), and ``Vary`` names the identity fields. ``metered``: what the
+    upstream says of an amount was looked at; elsewhere it is an oddity.
     """
     listed = [(name.lower(), value) for name, value in incoming]
     gone = _nominated([value for name, value in listed if name == b"connection"])
     out: Headers = []
     directives: list[bytes] = []
     for name, value in listed:
-        dropped = _dropped_down if len(name) <= _LONGEST else _drops_down
-        if dropped(name) or name in gone:
+        what = (_dropped_down if len(name) <= _LONGEST else _drops_down)(name)
+        if what or name in gone:
+            if what == _TOLD and not metered:
+                observe.count("oddity", kind=FOREIGN)
             continue
         if name == b"set-cookie" and _our_cookie(value):
             continue

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway import observe
 from gateway.proxy import headers
 from gateway.proxy.headers import is_our_key, request_headers, response_headers
 
@@ -243,3 +244,29 @@ def test_long_names_are_judged_alike_and_not_kept() -> None:
     assert headers.response_headers(down) == [(plain, b"1")]
     after = headers._up.cache_info().currsize, headers._dropped_down.cache_info().currsize
     assert after == kept
+
+
+def _oddities() -> int:
+    kinds = {label: n for name, label, n in observe.counted() if name == "oddity"}
+    return kinds["meter_foreign"]
+
+
+@pytest.mark.parametrize(
+    ("name", "metered", "counted"),
+    [
+        (b"Farebox-Usage", False, 1),
+        (b"farebox-amount", False, 1),
+        (b"Farebox_Amount", False, 1),
+        (b"Farebox-Amount", True, 0),  # it is judged, and counted, where it is read
+        (b"Farebox-Charged", False, 0),
+        (b"Date", False, 0),
+        (b"X-Usage", False, 0),
+    ],
+)
+def test_what_an_upstream_says_of_an_amount_is_counted_where_nobody_asked(
+    name: bytes, metered: bool, counted: int
+) -> None:
+    before = _oddities()
+    passed = response_headers([(name, b"$1")], metered=metered)
+    assert _oddities() - before == counted
+    assert passed == ([(b"x-usage", b"$1")] if name == b"X-Usage" else [])
