@@ -40,7 +40,7 @@ from wallet_auth.recipient import sponsor_lines
 
 Launch = Callable[..., Gateway]
 BOTH = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
-SERVER = {"uncharged_per_min": 100_000, "settle_wait_s": 1}
+SERVER = {"uncharged_per_min": 100_000, "settle_wait_s": 5}
 TABLES = [
     "account",
     "wallet",
@@ -376,6 +376,8 @@ class Seals:
         self.offer = offers(told)[0]  # of a call
         self.asked = challenge(told)
         self.path = told.request.url.raw_path.decode()
+        # One payment for the purchase, however often it is shown.
+        self.payload = decode(self.wallet.pay(self.begun))["payload"]
 
     async def offer_of(self, token: str) -> httpx.Response:
         terms = {**self.offer, "extra": {**self.offer["extra"], "offer": token}}
@@ -383,8 +385,7 @@ class Seals:
         return await self.http.get(self.path, headers=headers)
 
     async def purchase(self, token: str) -> httpx.Response:
-        payload = decode(self.wallet.pay(self.begun))["payload"]
-        return await self.http.post(PURCHASE, json={"purchase_id": token, **payload})
+        return await self.http.post(PURCHASE, json={"purchase_id": token, **self.payload})
 
     async def session(self, token: str) -> httpx.Response:
         held, self.agent.session = self.agent.session, token
@@ -409,36 +410,54 @@ class Seals:
         return await self.http.get(self.path, headers={"Authorization": f"Bearer {token}"})
 
 
-async def test_no_token_stands_for_another(shop: Gateway, victim: Victim, api: Api) -> None:
-    """What the gateway itself seals: offers, sessions, challenges, quotes, credentials."""
-    http, wallet, path = victim.http, victim.wallet, "/look?tokens=1"
+Sealed = tuple[Callable[[str], Awaitable[httpx.Response]], str]
+
+
+async def _credential(victim: Victim) -> str:
+    """What a payment is given that settles while its request waits."""
+    dollar = {"amount_usd": "1"}
+    for _ in range(5):
+        payer = new_wallet(victim.gateway.net)
+        offer = offers(await victim.http.post(PURCHASE, json=dollar))[0]
+        paid = {"PAYMENT-SIGNATURE": payer.pay(offer)}
+        bought = await victim.http.post(PURCHASE, json=dollar, headers=paid)
+        if "farebox-credential" in bought.headers:
+            return bought.headers["farebox-credential"]
+    raise AssertionError(f"no payment settled in its time: {bought.text}")
+
+
+async def _sealed(victim: Victim, path: str) -> dict[str, Sealed]:
+    """By the kind of what is sealed: what takes it, and one of it."""
+    http = victim.http
     begun = await http.post(PURCHASE, json={"amount_usd": "1"})
     quoted = await http.post("/farebox/v1/quotes", json={"method": "GET", "url": path})
-    payer = new_wallet(shop.net)
-    bare = {"PAYMENT-SIGNATURE": payer.pay(offers(begun)[0])}
-    bought = await http.post(PURCHASE, json={"amount_usd": "1"}, headers=bare)
     seals = Seals(victim, begun, await http.get(path))
     other = await http.get(ELSEWHERE)
-    places = {
+    return {
         "offer": (seals.offer_of, offers(other)[0]["extra"]["offer"]),
         "purchase": (seals.purchase, begun.json()["purchase_id"]),
         "session": (seals.session, victim.agent.session),
         "challenge": (seals.challenge, seals.asked["info"]["nonce"]),
         "request": (seals.request, challenge(other)["info"]["requestId"]),
         "quote": (seals.quote, quoted.json()["quote"]),
-        "credential": (seals.credential, bought.headers["farebox-credential"]),
+        "credential": (seals.credential, await _credential(victim)),
     }
-    before, seen = effects(shop, wallet), api.begun()
-    for place, (send, own) in places.items():
+
+
+async def test_no_token_stands_for_another(shop: Gateway, victim: Victim, api: Api) -> None:
+    """What the gateway itself seals: offers, sessions, challenges, quotes, credentials."""
+    path = "/look?tokens=1"
+    places = await _sealed(victim, path)
+    before, seen = effects(shop, victim.wallet), api.begun()
+    for place, (send, _) in places.items():
         for name, (_, token) in places.items():
             if name == place and place not in ("offer", "request"):
                 continue  # those two are of another call, and no good here either
             answer = await send(token)
             assert 400 <= answer.status_code < 500, (place, name, answer.text)
-        assert effects(shop, wallet) == before, place
-        assert own
+        assert effects(shop, victim.wallet) == before, place
     assert api.begun() == seen
     for place in ("purchase", "session", "challenge", "quote", "credential"):
-        send, own = places[place]
+        send, own = (await _sealed(victim, path))[place]  # made anew: none has run out
         done = await settled(shop, send, own)
         assert done.status_code == 200, (place, done.text)
