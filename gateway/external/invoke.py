@@ -26,7 +26,7 @@ from gateway.middleware import Outgoing, read_body
 from gateway.node import Node, unavailable
 from gateway.payments.rails import content_hash
 from gateway.pricing.quote import Quote
-from gateway.proxy import cost, forward, paid, replies, runs
+from gateway.proxy import cost, forward, paid, quotes, replies, runs
 from gateway.proxy.asking import Request, challenge_of, refusal_of
 from gateway.proxy.body import CONTENT_DIGEST, Body
 from gateway.proxy.identity import (
@@ -233,6 +233,7 @@ async def _taken(asked: Asked) -> forward.Ticket | replies.Reply:
     if caller.proves_nothing:
         raise challenge_of(node, asked.request, asked.shown)
     cost.within_ceiling(caller, asked.price, asked.request.headers)
+    quotes.none_here(asked.request.headers)
     run = runs.run_of(asked.request.headers)
     take = partial(
         paid.take_hold, node, asked.request, price=asked.price, content=asked.content, run=run

@@ -32,7 +32,7 @@ from gateway.payments.rails import content_hash
 from gateway.payments.wire import decode_object
 from gateway.pricing.quote import Quote
 from gateway.proxy import body as bodies
-from gateway.proxy import cost, events, forward, free, mcp_free, paid, replies, runs
+from gateway.proxy import cost, events, forward, free, mcp_free, paid, quotes, replies, runs
 from gateway.proxy import mcp_answers as answers
 from gateway.proxy import mcp_messages as messages
 from gateway.proxy.asking import Request, challenge_of, refusal_of
@@ -181,6 +181,7 @@ async def _taken(call: _Asked) -> forward.Ticket | replies.Reply:
         raise challenge_of(node, request, shown)
     price = _quote(call, cost.held(node.settings, request.now_s))
     within_ceiling(caller, price, call.incoming)
+    quotes.none_here(call.incoming)
     run = runs.run_of(call.incoming)
     target = request.target.raw
     content = content_hash(b"POST", target, call.message.content, (run or "").encode())

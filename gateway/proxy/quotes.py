@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.errors import Problem
+from gateway.fields import values
 from gateway.node import Node
 from gateway.own import amount, answer, body_of, node_of, object_of
 from gateway.payments.offers import Keys
@@ -31,6 +32,7 @@ from gateway.pricing.quote import Line, PriceRequest, Quote, quote
 from gateway.pricing.scheduled import in_force
 from gateway.proxy import price_changes
 from gateway.proxy.cost import When, asked_of
+from gateway.proxy.identity import Headers
 from gateway.proxy.routes_table import Route as PricedRoute
 from gateway.proxy.target import Target, parse
 from wallet_auth.mac import sized
@@ -113,6 +115,12 @@ def _body(content: bytes) -> bytes:
 def _mac(keys: Keys, key_id: bytes, text: bytes) -> bytes:
     said = sized(b"farebox-quote-1", keys.deployment.encode(), text)
     return hmac.digest(keys.secrets[key_id], said, "sha256")[:_MAC_BYTES]
+
+
+def none_here(headers: Headers) -> None:
+    """Where no quote can hold: of a tool, or of an invoke. Raises ``Problem`` for one."""
+    if values(headers, HEADER):
+        raise Problem("quote_mismatch", "Quotes are for requests to a route, and not for tools.")
 
 
 async def apply(

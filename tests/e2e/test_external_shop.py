@@ -98,6 +98,9 @@ async def test_a_metered_action_costs_what_it_used(
     shop: Gateway, agent: Agent, asked: dict[str, Any], units: int
 ) -> None:
     body = agent.invoke_body("m-1", asked, "chat")
+    path = f"{API}/tools/api/actions/chat/invoke"
+    quoted = await agent.http.post(path, json=body, headers={"Farebox-Quote": "x"})
+    problem(quoted, "quote_mismatch")  # of an invoke there is none
     done = await agent.invoke(body, "chat")
     assert done.status_code == 200, done.text
     told = done.json()

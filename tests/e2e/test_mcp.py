@@ -241,6 +241,8 @@ async def test_a_wallet_that_signs_over_http_spends_credits(
         assert offers(short)[0]["amount"] == str(PRICE_UNITS)
         await buy(http, wallet)
         sent, headers = signed(shop, wallet, called("search", 7, q="a"))
+        quoted = {**headers, "Farebox-Quote": "x"}  # of a tool there is none
+        problem(await http.post("/mcp", **sent, headers=quoted), "quote_mismatch")
         answer = await http.post("/mcp", **sent, headers=headers)
         assert (result(answer)["isError"], answer.json()["id"]) == (False, 7)
         assert answer.headers["farebox-charged"] == "0.5"
