@@ -25,6 +25,10 @@ _SAME: Final = {
         "change",
         "the same request with the payment header encoded as x402 says",
     ),
+    "invalid_eip2612_extension_format": (
+        "change",
+        "the same request with a permit as x402's eip2612GasSponsoring says, or without one",
+    ),
     "identity_conflict": (
         "change",
         "the same request with one identity and at most one payment",
