@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -64,7 +65,7 @@ async def desk(
     shallow: Devnet, db_url: str, node: FaultyNode, till: Account
 ) -> AsyncIterator[Desk]:
     key = {"refund_key": till.private_key, "refund_min": "$0.01"}
-    async with opened_desk(shallow, db_url, node.url, timeout_s=2, wait_s=5, **key) as found:
+    async with opened_desk(shallow, db_url, node.url, timeout_s=2, wait_s=1, **key) as found:
         yield found
         assert await helpers.faults(found.rails.db) == []
 
@@ -80,6 +81,22 @@ async def follow(desk: Desk, count: int = 9) -> None:
     """Blocks are made, until what is in one is final."""
     desk.net.mine(count)
     await confirm.look(desk.rails, desk.rails.settings.chains[0], Trail())
+
+
+@pytest.fixture
+def undone(shallow: Devnet) -> Iterator[None]:
+    """What is done to the chain is undone, so that its clock is ours again."""
+    snapshot = shallow.rpc("evm_snapshot")
+    yield
+    assert shallow.rpc("evm_revert", snapshot) is True
+    shallow.rpc("evm_setTime", int(time.time()))
+
+
+async def pass_by(desk: Desk, made: Payment) -> None:
+    """A block comes in which the authorization has expired. For tests that are ``undone``."""
+    at_s = max((await blocks.newest(desk.rpc)).time_s + 1, made.valid_before_s or 0)
+    desk.net.rpc("evm_setNextBlockTimestamp", at_s)
+    desk.net.mine()
 
 
 async def bought(desk: Desk, payer: Account, units: int = 1_000_000, *, final: bool = True) -> int:
@@ -396,8 +413,13 @@ async def test_the_token_refuses_a_second_one_of_the_same_payout(
     await paid(desk, made)
 
 
+@pytest.mark.usefixtures("undone")
 async def test_what_expired_unused_is_the_lots_again_and_can_be_asked_for_anew(
-    desk: Desk, payer: Account, node: FaultyNode, monkeypatch: pytest.MonkeyPatch, till: Account
+    desk: Desk,
+    payer: Account,
+    node: FaultyNode,
+    monkeypatch: pytest.MonkeyPatch,
+    till: Account,
 ) -> None:
     lot = await bought(desk, payer)
     node.fault("eth_estimateGas", "drop")
@@ -406,8 +428,7 @@ async def test_what_expired_unused_is_the_lots_again_and_can_be_asked_for_anew(
     node.faults.clear()
     assert await look(desk, made) == "processing"  # too late to be sent
     assert await available(desk, payer) == 0
-    while (await blocks.newest(desk.rpc)).time_s < (made.valid_before_s or 0):
-        desk.net.mine()
+    await pass_by(desk, made)
     assert await look(desk, made) == "processing"  # that block is not final
     assert await available(desk, payer) == 0
     await follow(desk)
@@ -481,16 +502,16 @@ async def test_a_node_that_comes_late_sends_nothing_again(
     await paid(desk, made)
 
 
+@pytest.mark.usefixtures("undone")
 async def test_what_is_used_and_not_found_is_not_given_back(
-    desk: Desk, payer: Account, node: FaultyNode, monkeypatch: pytest.MonkeyPatch
+    undone: None, desk: Desk, payer: Account, node: FaultyNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node that has lost its logs: the money is gone, whatever it does not find."""
     await bought(desk, payer)
     monkeypatch.setattr(payout, "VALID_S", 40)
     (made,) = await ask(desk, payer)
     assert desk.net.balance_units(payer.address) == 5_000_000
-    while (await blocks.newest(desk.rpc)).time_s < (made.valid_before_s or 0):
-        desk.net.mine()
+    await pass_by(desk, made)
     await follow(desk)
     node.fault("eth_getLogs", "change", lambda _: [])
     node.fault("eth_getTransactionReceipt", "change", lambda _: None)
@@ -501,8 +522,13 @@ async def test_what_is_used_and_not_found_is_not_given_back(
     assert await look(desk, made) == "succeeded"
 
 
+@pytest.mark.usefixtures("undone")
 async def test_one_that_the_refund_wallet_takes_back_is_the_lots_again(
-    desk: Desk, payer: Account, node: FaultyNode, till: Account, monkeypatch: pytest.MonkeyPatch
+    desk: Desk,
+    payer: Account,
+    node: FaultyNode,
+    till: Account,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await bought(desk, payer)
     node.fault("eth_estimateGas", "drop")
@@ -511,8 +537,7 @@ async def test_one_that_the_refund_wallet_takes_back_is_the_lots_again(
     node.faults.clear()
     header = encode({"payload": {"authorization": {"nonce": made.auth_nonce}}})
     cancel(desk.net, Wallet(till), header)
-    while (await blocks.newest(desk.rpc)).time_s < (made.valid_before_s or 0):
-        desk.net.mine()
+    await pass_by(desk, made)
     await follow(desk)
     assert await look(desk, made) == "failed"
     assert await available(desk, payer) == 1_000_000
