@@ -249,6 +249,8 @@ async def _chain(settings: Settings, chain: Chain) -> AsyncIterator[Finding]:
         yield await _batching(chain, rpc)
         if chain.permit2:
             yield await _permit2(chain, rpc)
+        if settings.takes_upto and chain.settler_key is not None:
+            yield await _upto(chain, rpc)
         if chain.facilitator:
             yield await _facilitator(chain)
         async for finding in _second_opinion(chain, rpc):
@@ -391,6 +393,17 @@ async def _permit2(chain: Chain, rpc: Rpc) -> Finding:
         except Reverted:
             return Finding(name, "fail", f"eip2612 = true, and {usdc.symbol} takes no permits")
     return Finding(name, "ok", "Permit2 and x402's proxy are deployed")
+
+
+async def _upto(chain: Chain, rpc: Rpc) -> Finding:
+    """The same for routes that are paid by upto."""
+    from chain.schemes import permit2, upto
+
+    name = f"upto {chain.name}"
+    for what, address in (("Permit2", permit2.PERMIT2), ("x402's proxy for it", upto.PROXY)):
+        if not await rpc.code(address):
+            return Finding(name, "fail", f"a route has upto, and there is no {what} at {address}")
+    return Finding(name, "ok", "Permit2 and x402's proxy for upto are deployed")
 
 
 def _settler_addresses(chain: Chain) -> list[str]:

@@ -93,6 +93,45 @@ def account_unfreeze(who: str, why: str, as_json: bool, config: Path | None) -> 
     _freeze(who, frozen=False, why=why, as_json=as_json, config=config)
 
 
+@account.command("unpaid")
+@click.argument("wallet", required=False)
+@common
+def account_unpaid(wallet: str | None, as_json: bool, config: Path | None) -> None:
+    """Calls that were done and are not paid (x402 upto): of WALLET, or of all."""
+    from gateway.hands_upto import unpaid
+
+    try:
+        found = unpaid(read_settings(config), wallet)
+    except ValueError as error:
+        raise Stop(str(error), USAGE) from None
+    if as_json:
+        put({"unpaid": found})
+        return
+    for call in found:
+        say("  ".join(str(call[n]) for n in ("payment_id", "wallet", "state", "usd", "why")))
+    if not found:
+        say("none", fg="green")
+
+
+@account.command("forgive")
+@click.argument("payment_id")
+@click.option("--why", required=True, help="Kept, with who did it.")
+@common
+def account_forgive(payment_id: str, why: str, as_json: bool, config: Path | None) -> None:
+    """Take the loss of PAYMENT_ID, a call that was done and can never be paid (x402 upto)."""
+    from gateway.hands import Refused
+    from gateway.hands_upto import forgive
+
+    try:
+        done = forgive(read_settings(config), payment_id, why=why)
+    except Refused as error:
+        raise Stop(str(error), NO) from None
+    if as_json:
+        put(done)
+    else:
+        say(f"{done['usd']} of {done['wallet']} is forgiven", fg="green")
+
+
 @account.command("refund")
 @click.argument("request_id")
 @click.option("--wallet", "who", required=True, help="Whose call: an address or account id.")

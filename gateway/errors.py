@@ -122,10 +122,15 @@ CODES: Final[dict[str, Code]] = {
     "eip2612_deadline_expired": Code(402, False, "The EIP-2612 permit has expired or is about to"),
     "permit2_2612_amount_mismatch": Code(402, False, "The EIP-2612 permit is for another amount"),
     "permit2_proxy_not_deployed": Code(402, False, "This network cannot settle by Permit2"),
+    "upto_facilitator_mismatch": Code(
+        402, False, "The payment names another facilitator than the offer"
+    ),
+    "upto_not_settled": Code(402, True, "The call is done, and its payment cannot be settled now"),
     "settlement_pending": Code(402, True, "The payment was sent and is not final yet"),
     "settlement_failed": Code(402, False, "The payment could not be settled"),
     # 403, 404, 405: policy and place
     "session_limit_reached": Code(403, False, "The session has spent what it may"),
+    "upto_unsettled": Code(403, False, "A call of this wallet was done and not paid"),
     "account_frozen": Code(403, False, "The account is frozen or in debt"),
     "refund_not_offered": Code(403, False, "Credits are not paid back here"),
     "not_found": Code(404, False, "There is nothing here"),
@@ -137,6 +142,7 @@ CODES: Final[dict[str, Code]] = {
     "EXTERNAL_SIGNATURE_REQUEST_REPLAY": Code(
         409, False, "This request id was used with other content"
     ),
+    "upto_in_progress": Code(409, True, "This wallet's last call is not settled yet"),
     "request_in_progress": Code(409, True, "The first request with this id still runs"),
     "outcome_unknown": Code(409, False, "The gateway stopped during this call; it was not charged"),
     "refund_not_final": Code(409, True, "The payment behind these credits is not final yet"),

@@ -50,6 +50,7 @@ EXPORTED: Final[tuple[tuple[str, tuple[str, ...], frozenset[str]], ...]] = (
     ("operator_action", ("id",), frozenset()),
     ("payment", ("id",), frozenset()),
     ("mint_key", ("network", "ref", "n"), frozenset()),
+    ("upto_call", ("payment_id",), frozenset({"data", "answer_headers", "answer_body"})),
     ("authorization_use", ("network", "asset", "payer", "nonce"), frozenset({"offer"})),
     ("chain_tx", ("network", "tx_hash"), frozenset({"raw"})),
     ("inbound", ("network", "tx_hash", "n"), frozenset()),
@@ -59,7 +60,7 @@ EXPORTED: Final[tuple[tuple[str, tuple[str, ...], frozenset[str]], ...]] = (
 )
 
 
-def _with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
+def with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
     async def run() -> T:
         db = await Database.connect(settings.server.database)
         try:
@@ -74,7 +75,7 @@ def _with_database(settings: Settings, work: Callable[[Database], Awaitable[T]])
 
 def migrate(settings: Settings) -> str:
     """Bring the schema up to date; the revision it is at."""
-    return _with_database(settings, migrations.migrate)
+    return with_database(settings, migrations.migrate)
 
 
 def reconcile(settings: Settings) -> list[dict[str, Any]]:
@@ -91,7 +92,7 @@ def reconcile(settings: Settings) -> list[dict[str, Any]]:
                 await rpc.close()
         return [each.members() for each in done]
 
-    return _with_database(settings, work)
+    return with_database(settings, work)
 
 
 def verify(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -102,7 +103,7 @@ def verify(settings: Settings) -> dict[str, dict[str, Any]]:
             broken = await audit.verify(tx, await tx.now_ms())
         return {b.name: {"meaning": b.meaning, "rows": list(b.rows)} for b in broken}
 
-    return _with_database(settings, work)
+    return with_database(settings, work)
 
 
 def export(settings: Settings, put: Callable[[dict[str, Any]], None]) -> None:
@@ -113,7 +114,7 @@ def export(settings: Settings, put: Callable[[dict[str, Any]], None]) -> None:
             for table, key, left_out in EXPORTED:
                 await _export_table(tx, table, key, left_out, put)
 
-    _with_database(settings, work)
+    with_database(settings, work)
 
 
 async def _export_table(
@@ -181,7 +182,7 @@ def show(settings: Settings, who: str) -> dict[str, Any] | None:
             lines = await read.statement(tx, account_id, RECENT)
         return None if seen is None else _shown(settings, seen, owners, lines)
 
-    return _with_database(settings, work)
+    return with_database(settings, work)
 
 
 def _shown(
@@ -243,7 +244,7 @@ def grant(
             (outcome,) = await ledger.apply(tx, [mint], now_ms)
         return _granted(settings, outcome, account_id, units, reference)
 
-    return _with_database(settings, work)
+    return with_database(settings, work)
 
 
 def _granted(
@@ -270,7 +271,7 @@ def _reference(given: str | None) -> str:
     return reference
 
 
-def _operator() -> str:
+def operator() -> str:
     """Who runs this command, as the machine knows them."""
     try:
         return getpass.getuser()
@@ -288,13 +289,13 @@ def freeze(settings: Settings, who: str, *, frozen: bool, why: str) -> dict[str,
     async def work(db: Database) -> dict[str, Any]:
         async with db.write() as tx:
             account_id = await _known_account(tx, who)
-            step = ledger.FreezeAccount(account_id, frozen, why, _operator())
+            step = ledger.FreezeAccount(account_id, frozen, why, operator())
             (outcome,) = await ledger.apply(tx, [step], await tx.now_ms())
         if not isinstance(outcome, ledger.AccountIs):
             raise ledger.LedgerFault(f"a freeze was answered with {outcome}")
         return {"account": account_id, "frozen": outcome.frozen, "changed": outcome.changed}
 
-    return _with_database(settings, work)
+    return with_database(settings, work)
 
 
 def write_off(settings: Settings, who: str, *, why: str, freeze: bool) -> dict[str, Any]:
@@ -308,7 +309,7 @@ def write_off(settings: Settings, who: str, *, why: str, freeze: bool) -> dict[s
 
     async def work(db: Database) -> dict[str, Any]:
         async with db.write() as tx:
-            account_id, by = await _known_account(tx, who), _operator()
+            account_id, by = await _known_account(tx, who), operator()
             try:
                 given = await losses.write_off(tx, account_id, why=why, by=by)
             except losses.TooEarly as error:
@@ -327,7 +328,7 @@ def write_off(settings: Settings, who: str, *, why: str, freeze: bool) -> dict[s
             "frozen": seen is not None and seen.frozen,
         }
 
-    return _with_database(settings, work)
+    return with_database(settings, work)
 
 
 async def _known_account(tx: Tx, who: str) -> int:
@@ -360,11 +361,11 @@ def refund(
         async with db.write() as tx:
             account_id = await _known_account(tx, who)
             call = await _charged_call(tx, account_id, request_id, who)
-            step = ledger.Refund(call.id, key, units, why, _operator())
+            step = ledger.Refund(call.id, key, units, why, operator())
             (outcome,) = await ledger.apply(tx, [step], await tx.now_ms())
         return _refunded(settings, outcome, request_id)
 
-    return _with_database(settings, work)
+    return with_database(settings, work)
 
 
 async def _charged_call(tx: Tx, account_id: int, request_id: str, who: str) -> ledger.HoldRow:

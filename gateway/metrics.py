@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from chain import endpoints
 from gateway import __version__, observe
 from gateway.db import Database, DatabaseUnavailable, Tx
-from gateway.payments import budget, exposure, gas, remote, worth
+from gateway.payments import budget, exposure, gas, remote, upto_rows, worth
 
 if TYPE_CHECKING:
     from gateway.node import Node
@@ -156,6 +156,7 @@ async def _database(node: Node, tx: Tx) -> list[Family]:
         *await _gas(node, tx, now_ms),
         *await _worth(node, tx),
         *await _provisional(node, tx),
+        *await _afterwards(tx),
         *await _compared(tx, now_ms),
     ]
 
@@ -294,6 +295,23 @@ async def _provisional(node: Node, tx: Tx) -> list[Family]:
     return [
         Family("provisional_units", "From the database: minted and not safe yet.", now),
         Family("exposure_limit_units", "The setting exposure_limit.", limit),
+    ]
+
+
+async def _afterwards(tx: Tx) -> list[Family]:
+    found = await upto_rows.standing(tx)
+    return [
+        Family(
+            "upto_calls",
+            "From the database: calls by upto that have not ended: open (under way), due (done and"
+            " not sent), sent, unsettled (done, and never to be paid).",
+            [Sample(each.calls, {"state": each.state}) for each in found],
+        ),
+        Family(
+            "upto_units",
+            "From the database: what they may come to, or did.",
+            [Sample(each.units, {"state": each.state}) for each in found],
+        ),
     ]
 
 

@@ -1,12 +1,12 @@
-"""What all sections of the settings share, and one that stands alone; the rest: ``settings.py``."""
+"""What all sections of the settings share, and some smaller ones; the rest: ``settings.py``."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.forms import Count, Units
+from gateway.forms import Count, Json, JsonTable, Units
 
 
 class Section(BaseModel):
@@ -30,3 +30,18 @@ class External(Section):
     """Session nonces that one address may ask for in a minute."""
     wallet_maker: bool = False
     """Whether ``agentaddress`` makes wallets. Whoever serves it sees their keys."""
+
+
+class Bazaar(Section):
+    """``bazaar`` of a route: how it is called, for x402's catalogs. Examples and JSON Schemas."""
+
+    path: JsonTable = Field(default_factory=dict)
+    """Examples of the ``[names]`` in the path."""
+    query: JsonTable = Field(default_factory=dict)
+    query_schema: JsonTable | None = None
+    body: Json | None = None
+    body_schema: JsonTable | None = None
+    body_type: Literal["json", "form-data", "text"] = "json"
+    output: Json | None = None
+    output_schema: JsonTable | None = None
+    output_type: str = Field("json", max_length=40)

@@ -9,6 +9,7 @@ rules between sections are in ``gateway/config.py``; every key is described in d
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -28,8 +29,6 @@ from gateway.forms import (
     Address,
     Bytes,
     Count,
-    Json,
-    JsonTable,
     Listen,
     ListenAt,
     MemberAt,
@@ -44,7 +43,7 @@ from gateway.forms import (
     StatusRange,
     Units,
 )
-from gateway.sections import External, Section
+from gateway.sections import Bazaar, External, Section
 
 NO_EFFECT: Final = frozenset(
     {
@@ -333,21 +332,6 @@ class FailedIf(Section):
     """Its JSON has one of these members."""
 
 
-class Bazaar(Section):
-    """``bazaar`` of a route: how it is called, for x402's catalogs. Examples and JSON Schemas."""
-
-    path: JsonTable = Field(default_factory=dict)
-    """Examples of the ``[names]`` in the path."""
-    query: JsonTable = Field(default_factory=dict)
-    query_schema: JsonTable | None = None
-    body: Json | None = None
-    body_schema: JsonTable | None = None
-    body_type: Literal["json", "form-data", "text"] = "json"
-    output: Json | None = None
-    output_schema: JsonTable | None = None
-    output_type: str = Field("json", max_length=40)
-
-
 class Route(Section):
     """One entry of ``routes``: which requests, and what they cost."""
 
@@ -363,6 +347,8 @@ class Route(Section):
     """``upstream``: it may say what the call cost, never more than was held."""
     retry_safe: bool = False
     """A call whose gateway died may be sent to the upstream again."""
+    upto: bool = False
+    """Paid for what a call came to, after it (x402 ``upto``). For metered prices."""
     timeout_s: Annotated[Seconds, Field(ge=1, le=86400)] | None = None
     description: str = Field("", max_length=500)
     bazaar: Annotated[Bazaar | None, BeforeValidator(lambda v: None if v is False else v)] = (
@@ -440,6 +426,11 @@ class Settings(Section):
     def takes_permits(self) -> bool:
         """Whether some network's sales take an EIP-2612 permit for it."""
         return any(chain.eip2612 for chain in self.chains if chain.settler_key is not None)
+
+    @cached_property
+    def takes_upto(self) -> bool:
+        """Whether some route is paid by ``upto``."""
+        return any(route.upto for upstream in self.upstreams for route in upstream.routes)
 
     def chain(self, name_or_caip2: str) -> Chain:
         """The configured chain of that name or CAIP-2 id. Raises ``KeyError``."""

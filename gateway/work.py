@@ -31,6 +31,7 @@ from gateway.payments import (
     reconcile,
     recover,
     remote,
+    upto,
     watcher,
 )
 from gateway.payments.journal import Payment
@@ -53,6 +54,7 @@ async def loop(node: Node, *, audits: bool = True) -> None:
         _every(node, server.sweep_s, _sweep),
         _every(node, min(server.sweep_s, 2), finish_payments),
         _every(node, min(server.sweep_s, 2), finish_payouts),
+        _every(node, min(server.sweep_s, 2), finish_upto),
         _every(node, min(server.sweep_s, 2), _tend_gas),
         _every(node, server.reconcile_s, _look_at_cards),
         _every(node, 600, _purge),
@@ -108,6 +110,19 @@ async def _now_ms(node: Node) -> int:
 async def finish_payments(node: Node) -> None:
     """Bring payments to an end whose request is gone."""
     await _finish(node, recover.recover)
+
+
+async def finish_upto(node: Node) -> None:
+    """Settle calls that are done and paid afterwards, whose request is gone."""
+    for payment_id in await upto.finish_due(node.rails):
+        if node.stopping.is_set():
+            return
+        try:
+            await upto.settle(node.rails, payment_id)
+        except _PASSING as error:
+            log.warning("payment %s: %s; it is looked at again", payment_id, error)
+        except Exception:
+            log.exception("payment %s failed; it is looked at again", payment_id)
 
 
 async def finish_payouts(node: Node) -> None:

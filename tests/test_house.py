@@ -80,8 +80,8 @@ LAYERS = [
     "ledger pricing notices",
     "plans payments facilitator accounts discovery migrations",
     "proxy web node own middleware ready metrics external",
-    "app admin serve workers work reload check price_table setup hands demo cli cli_account"
-    " terminal",
+    "app admin serve workers work reload check price_table setup hands hands_upto demo cli"
+    " cli_account terminal",
 ]
 LAYER_OF = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
 TOP = len(LAYERS) - 1  # every routes.py is HTTP and stands beside app

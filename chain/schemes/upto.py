@@ -31,6 +31,7 @@ _TRANSFER_TYPE: Final = keccak256(
 _SETTLE: Final = selector(
     "settle(((address,uint256),uint256,uint256),uint256,address,(address,address,uint256),bytes)"
 )
+_AMOUNT_AT: Final = 4 + 4 * 32
 _FACILITATOR_AT: Final = 4 + 7 * 32  # the word of the calldata that names it
 
 
@@ -133,6 +134,11 @@ def settle_calldata(auth: Authorization, units: int) -> bytes:
         + uint_word(10 * 32)
         + bytes_tail(auth.signature)
     )
+
+
+def with_amount(data: bytes, units: int) -> bytes:
+    """The same call for another amount."""
+    return data[:_AMOUNT_AT] + uint_word(units) + data[_AMOUNT_AT + 32 :]
 
 
 def sender_of(to: str, data: bytes) -> str | None:

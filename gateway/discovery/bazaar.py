@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any, Final
 
-from gateway.settings import Bazaar
+from gateway.sections import Bazaar
 
 EXTENSION: Final = "bazaar"
 MOST_BYTES: Final = 2_048

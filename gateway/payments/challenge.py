@@ -17,6 +17,11 @@ from gateway.payments import offers, payout, receipts, two_step
 from gateway.payments.wire import DECLARED, DECLARED_PERMITS
 from gateway.settings import Settings
 
+_AFTERWARDS: Final = (
+    " Sign for that (x402 upto): what it comes to is transferred after it, and no more. Or sign "
+    "the request, and it is taken from your credits."
+)
+
 
 def for_call(
     settings: Settings,
@@ -42,17 +47,21 @@ def for_call(
     """
     needed = needed_units if needed_units is not None else asked.price_units
     shortfall = max(needed - (balance_units or 0), 0)
-    terms = offers.terms_for_call(settings, needed, shortfall, floors)
-    usual = offers.terms_for_call(settings, needed, shortfall) if floors else terms
+    terms = offers.terms_for_asked(settings, asked, needed, shortfall, floors)
+    usual = offers.terms_for_asked(settings, asked, needed, shortfall) if floors else terms
     cost = f"This call costs {'at most ' if at_most else ''}{_both(settings, needed)}."
-    if at_most:
+    if asked.upto:
+        cost += _AFTERWARDS
+    elif at_most:
         cost += " So much is held before it; what it does not use stays the payer's credits."
     if balance_units is None:
         code = "payment_required"
-        words = (
-            f"{cost} Pay with one of the offers, or sign the request. Credits of the paying wallet "
-            "that cover it are used first: then nothing is transferred."
-        )
+        words = cost
+        if not asked.upto:
+            words += (
+                " Pay with one of the offers, or sign the request. Credits of the paying wallet "
+                "that cover it are used first: then nothing is transferred."
+            )
         if any(each.method == offers.PERMIT2 for each in terms):
             words += " What is signed for Permit2 is always transferred."
     else:
@@ -193,7 +202,9 @@ def _challenge(  # noqa: PLR0917  (one call site each, all parts of one answer)
         f'"description":{dumps(description)},"mimeType":"application/json"}},'
         f'"accepts":[{accepts}]{extended}}}'
     )
-    v1 = next((each for each in terms if each.chain.network.v1_name is not None), None)
+    # What is paid after the call does not exist in v1.
+    v1s = (each for each in terms if each.chain.network.v1_name and each.method != offers.UPTO)
+    v1 = next(v1s, None)
     members: dict[str, Any] = {
         "x402Version": 1,
         "error": error,
@@ -220,7 +231,13 @@ def _with_signed(
         (
             index,
             receipts.Offer(
-                url, each.chain.caip2, each.asset, each.pay_to, each.amount_units, expiry_s
+                url,
+                each.chain.caip2,
+                each.asset,
+                each.pay_to,
+                each.amount_units,
+                expiry_s,
+                each.scheme,
             ),
         )
         for index, each in enumerate(terms)

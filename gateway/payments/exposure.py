@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.db import Tx
+from gateway.db import Row, Tx
+from gateway.payments import upto_rows
 from gateway.settings import Chain, MintAt, Settings
 
 if TYPE_CHECKING:
@@ -25,27 +26,55 @@ async def admitted(tx: Tx, row: Inbound) -> bool:
     together do not both fit into the last of a limit.
     """
     new = row.depth == "included"
-    lock = tx.for_update if new else ""
-    policy = await tx.fetchrow(
-        f"SELECT * FROM mint_policy WHERE network = $1{lock}",  # noqa: S608
-        row.network,
-    )
+    policy = await _policy(tx, row.network, lock=new)
     if policy is None:  # nobody has said anything: what the settings are when nothing is set
         usual = MintAt.model_validate({})
         instant, at_inclusion = usual.instant_limit_units, usual.otherwise == "included"
-        limit: int = Chain.model_fields["exposure_limit_units"].default
     else:
-        instant, limit = policy["instant_limit_units"], policy["exposure_limit_units"]
-        at_inclusion = bool(policy["at_inclusion"])
+        instant, at_inclusion = policy["instant_limit_units"], bool(policy["at_inclusion"])
     sure = row.value_units <= instant or bool(row.agreed)
     if not new or not sure:
         return sure
-    if await provisional_units(tx, row.network) + row.value_units > limit:
+    exposed = await exposed_units(tx, row.network, but=row.payment_id or "")
+    if exposed + row.value_units > _limit(policy):
         return False
     if at_inclusion:
         return True
     its = await provisional_units(tx, row.network, row.from_address)
     return its + row.value_units <= instant
+
+
+async def has_room(tx: Tx, network: str, units: int) -> bool:
+    """Whether a call that may come to so much can be done before it is settled. Locks the network's
+    policy, so that two do not both fit into the last of the limit."""
+    policy = await _policy(tx, network, lock=True)
+    return await exposed_units(tx, network) + units <= _limit(policy)
+
+
+async def exposed_units(tx: Tx, network: str, but: str = "") -> int:
+    """What the house would lose at worst: what is minted and not yet safe, and what is done or
+    being done and not settled (``upto``, without the payment ``but``)."""
+    found: int = await tx.fetchval(
+        "SELECT coalesce((SELECT sum(value_units) FROM inbound WHERE network = $1"  # noqa: S608
+        " AND state = 'minted' AND depth = 'included'), 0)"
+        " + coalesce((SELECT sum(coalesce(units, most_units)) FROM upto_call WHERE network = $1"
+        f" AND {upto_rows.UNENDED} AND state <> 'unsettled' AND payment_id <> $2), 0)",
+        network,
+        but,
+    )
+    return int(found)
+
+
+async def _policy(tx: Tx, network: str, *, lock: bool) -> Row | None:
+    return await tx.fetchrow(
+        f"SELECT * FROM mint_policy WHERE network = $1{tx.for_update if lock else ''}",  # noqa: S608
+        network,
+    )
+
+
+def _limit(policy: Row | None) -> int:
+    usual: int = Chain.model_fields["exposure_limit_units"].default
+    return usual if policy is None else int(policy["exposure_limit_units"])
 
 
 async def provisional_units(tx: Tx, network: str, wallet: str = "") -> int:

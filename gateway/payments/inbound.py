@@ -18,7 +18,7 @@ from chain.transfers import Transfer
 from gateway import ledger, observe
 from gateway.accounts import wallets
 from gateway.db import Row, Tx, WriteConflict
-from gateway.payments import exposure, nonces
+from gateway.payments import exposure, nonces, upto_rows
 
 State = Literal["unclaimed", "waiting", "minted", "gone"]
 Depth = Literal["included", "safe", "final"]
@@ -316,6 +316,8 @@ async def credit(tx: Tx, row: Inbound, now_ms: int, hold: MakeHold | None = None
         )
         if ended:
             count_ended(tx, "succeeded")
+        if isinstance(done, ledger.Minted) and row.source == upto_rows.DOOR:
+            await upto_rows.charge(tx, row.payment_id, done.lot_id, now_ms)
     found = await locked(tx, row.network, row.tx_hash, row.n)
     if found is None:
         raise ledger.LedgerFault(f"the transfer {row.tx_hash}/{row.n} vanished")

@@ -17,7 +17,7 @@ from typing import Final
 from chain.transfers import Transfer
 from gateway import ledger
 from gateway.db import Row, Tx
-from gateway.payments import inbound
+from gateway.payments import inbound, upto_rows
 
 # Provider of the payments that are settled for other people's sellers (gateway/facilitator).
 FACILITATOR: Final = "facilitator"
@@ -263,20 +263,24 @@ async def _finish_for_others(tx: Tx, payment: Payment, transfer: Transfer, now_m
 
 async def fail(tx: Tx, payment_id: str, code: str, detail: str, now_ms: int) -> None:
     """The payment can never succeed: nothing moved, and nothing will."""
-    provider = await tx.fetchval(
+    ended = await tx.fetchrow(
         # One that had minted once and left the chain was not just refused.
         "UPDATE payment SET state = CASE WHEN lot_id IS NULL THEN 'failed' ELSE 'reversed' END,"
         " error_code = $2, error_detail = $3,"
         " updated_at_ms = $4 WHERE id = $1 AND state IN ('created', 'processing')"
-        " RETURNING provider",
+        " RETURNING provider, door",
         payment_id,
         code,
         # Other parties' words; what no text column takes must not keep a payment open.
         detail[:500].encode("utf-8", "replace").decode("utf-8").replace("\0", "?"),
         now_ms,
     )
-    if provider not in (None, "stripe"):
+    if ended is None:
+        return
+    if ended["provider"] != "stripe":
         inbound.count_ended(tx, "failed")
+    if ended["door"] == upto_rows.DOOR:
+        await upto_rows.unsettled(tx, payment_id, "sent", f"{code}: {detail}", now_ms)
 
 
 async def doubt(tx: Tx, payment_id: str, code: str, now_ms: int) -> None:

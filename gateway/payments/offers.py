@@ -23,16 +23,22 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
+from pydantic import SecretStr
+
 from chain.networks import Asset
 from gateway.db import Database
 from gateway.errors import Problem
 from gateway.settings import Chain, Settings
 from wallet_auth import mac
+from wallet_auth.keys import address_of, private_key
 
 CALL: Final = "call"  # the change that a call leaves never expires
 CREDITS: Final = "credits"  # a pack expires when its operator says
 EIP3009: Final = "eip3009"
 PERMIT2: Final = "permit2"
+UPTO: Final = "upto"  # the scheme of that name, by Permit2
+UPTO_S: Final = 3_600
+"""How long its signature is good, which is settled after the call. The offer lives as any does."""
 
 _HEAD: Final = struct.Struct(">4sQQ12s")  # key id, expiry in seconds, price in units, salt
 _SALT_BYTES: Final = 12
@@ -66,7 +72,8 @@ async def load_keys(db: Database) -> Keys:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """One way to pay: exactly ``amount_units`` of ``asset`` to ``pay_to`` on ``chain``."""
+    """One way to pay: exactly ``amount_units`` of ``asset`` to ``pay_to`` on ``chain``; by ``upto``
+    at most so much, handed in by ``facilitator``."""
 
     chain: Chain
     asset: str
@@ -75,6 +82,12 @@ class Terms:
     purpose: str
     timeout_s: int
     method: str = EIP3009
+    facilitator: str = ""
+
+    @property
+    def scheme(self) -> str:
+        """x402's name for it."""
+        return UPTO if self.method == UPTO else "exact"
 
     def sealed(self) -> bytes:
         """The terms as bytes, each part with its length in front."""
@@ -87,6 +100,7 @@ class Terms:
             str(self.timeout_s),
             # Not of the usual one: tokens that were given out before there were two stay good.
             *(() if self.method == EIP3009 else (self.method,)),
+            *((self.facilitator,) if self.facilitator else ()),
         )
 
 
@@ -108,6 +122,8 @@ class Asked:
     body: bytes = b""
     """What else the offer is tied to: the body, where the price hangs on it (begins with ``#``,
     which no target has)."""
+    upto: bool = False
+    """Whether its route is paid by ``upto``, and then by nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +245,45 @@ settlement there (worth.py). Networks whose ``min_onchain`` is worth it do not s
 PERMIT2_GAS: Final = 2  # times what a payment by EIP-3009 takes
 
 
+def terms_for_asked(
+    settings: Settings,
+    asked: Asked,
+    price_units: int,
+    shortfall_units: int,
+    floors: Floors = (),
+) -> tuple[Terms, ...]:
+    """Every way to pay for what is asked, at this price."""
+    if asked.upto:
+        return _terms_by_upto(Same(settings), price_units, floors)
+    return terms_for_call(settings, price_units, shortfall_units, floors)
+
+
+@lru_cache(maxsize=256)
+def _terms_by_upto(same: Same, price_units: int, floors: Floors) -> tuple[Terms, ...]:
+    settings = same.settings
+    return tuple(
+        by_upto(chain, chain.network.usdc.address, price_units, facilitator_of(chain))
+        for chain in settings.chains
+        if chain.settler_key is not None
+        and price_units >= floor_units(floors, chain.caip2, PERMIT2)
+    )
+
+
+def by_upto(chain: Chain, asset: str, most_units: int, facilitator: str) -> Terms:
+    """A call for at most so much; nothing is left over that ``min_onchain`` could be for."""
+    return Terms(chain, asset, chain.pay_to, most_units, CALL, UPTO_S, UPTO, facilitator)
+
+
+@lru_cache(maxsize=64)
+def _address_of(key: SecretStr) -> str:
+    return address_of(private_key(key.get_secret_value()))
+
+
+def facilitator_of(chain: Chain) -> str:
+    """The gas account that payments by ``upto`` are to name: the first of the configuration."""
+    return "" if chain.settler_key is None else _address_of(chain.settler_key)
+
+
 def terms_for_call(
     settings: Settings, price_units: int, shortfall_units: int, floors: Floors = ()
 ) -> tuple[Terms, ...]:
@@ -321,6 +376,7 @@ def requirements(terms: Terms, token: str) -> str:
         asset.eip712_name,
         asset.eip712_version,
         terms.method,
+        terms.facilitator,
     )
     return before + token + after
 
@@ -342,14 +398,21 @@ def _around_token(  # noqa: PLR0917  (the members, in their order)
     name: str,
     version: str,
     method: str,
+    facilitator: str,
 ) -> tuple[str, str]:
     from wallet_auth.keys import checksum
 
-    by = {} if method == EIP3009 else {"assetTransferMethod": method}
-
+    how = {
+        EIP3009: {"paymentFlow": "upfront"},
+        PERMIT2: {"assetTransferMethod": PERMIT2, "paymentFlow": "upfront"},
+        # Of its own nature it is settled after the call, which is no member.
+        UPTO: {"assetTransferMethod": PERMIT2, "facilitatorAddress": checksum(facilitator)}
+        if facilitator
+        else {},
+    }
     text = json.dumps(
         {
-            "scheme": "exact",
+            "scheme": UPTO if method == UPTO else "exact",
             "network": network,
             "amount": str(amount_units),
             "asset": checksum(asset),
@@ -359,8 +422,7 @@ def _around_token(  # noqa: PLR0917  (the members, in their order)
             "extra": {
                 "name": name,
                 "version": version,
-                **by,
-                "paymentFlow": "upfront",
+                **how[method],
                 "offer": "",
             },
         },

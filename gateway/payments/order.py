@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from chain.errors import ChainError, Rejected
 from chain.networks import Asset
 from chain.rpc import Rpc
-from chain.schemes import eip2612, eip3009, exact, permit2
+from chain.schemes import eip2612, eip3009, exact, permit2, upto
 from gateway.errors import Problem
 from gateway.payments import offers
 from gateway.payments.journal import AuthKey
@@ -76,6 +76,15 @@ class Order:
         return AuthKey(self.chain.caip2, where, self.auth.from_, self.auth.nonce)
 
 
+def exact_of(presented: Presented) -> exact.Authorization:
+    """The authorization of what is settled before the work. ``Problem`` for ``upto``."""
+    if isinstance(presented.authorization, upto.Authorization):
+        raise Problem(
+            "invalid_scheme", "The scheme upto is for routes whose 402 offers it, and not for this."
+        )
+    return presented.authorization
+
+
 def asset_of(chain: Chain, presented: Presented) -> Asset:
     if presented.asset is None:
         return chain.network.usdc
@@ -98,7 +107,7 @@ def key_of(chain: Chain, presented: Presented) -> AuthKey:
 def order_of(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> Order:
     """Hold a payment against our own terms. Nothing of what the payer echoed is trusted."""
     chain = rails.chain_of(presented)
-    auth, asset = presented.authorization, asset_of(chain, presented)
+    auth, asset = exact_of(presented), asset_of(chain, presented)
     if isinstance(auth, permit2.Authorization) and not chain.eip2612:
         auth = replace(auth, permit=None)
     opened = None
@@ -141,45 +150,70 @@ def order_of(rails: Rails, presented: Presented, came: CameWith, now_s: int) -> 
 def refused_order(order: Order, error: ChainError) -> Problem:
     """``refused`` for an order at hand: what its payer can do is told with the order's numbers."""
     if isinstance(error, Rejected) and error.code == permit2.ALLOWANCE_REQUIRED:
-        return _allowance_required(order, error)
+        said = ""
+        if isinstance(order.auth, permit2.Authorization) and order.auth.permit is not None:
+            said = f" ({error.detail})"
+        auth = order.auth
+        return allowance_required(order.chain, order.asset, auth.from_, auth.value_units, said)
     return refused(error)
 
 
-def _allowance_required(order: Order, refusal: Rejected) -> Problem:
+def allowance_required(
+    chain: Chain, asset: Asset, payer: str, units: int, said: str = "", *, by_permit: bool = True
+) -> Problem:
     """The payer has not let Permit2 move the token. Nothing was claimed, so the very same payment
-    is good once it has."""
-    auth, asset = order.auth, order.asset
-    said = do = ""
-    if isinstance(auth, permit2.Authorization) and auth.permit is not None:
-        said = f" ({refusal.detail})"
-    if order.chain.eip2612:
+    is good once it has. ``by_permit``: a signed approval would do."""
+    do = ""
+    if by_permit and chain.eip2612:
         do = f", or sign the approval (EIP-2612, the extension {eip2612.KEY})"
     spender, token = checksum(permit2.PERMIT2), checksum(asset.address)
     return Problem(
         "PERMIT2_ALLOWANCE_REQUIRED",
-        f"{checksum(auth.from_)} has not approved Permit2 ({spender}) for {auth.value_units} units "
-        f"of {asset.symbol} ({token}) on {order.chain.name}{said}; nothing was sent. Approve{do}, "
+        f"{checksum(payer)} has not approved Permit2 ({spender}) for {units} units "
+        f"of {asset.symbol} ({token}) on {chain.name}{said}; nothing was sent. Approve{do}, "
         "and send the same request again while the payment is good, or pay with an offer that "
         "needs none.",
         members={
             "spender": spender,
             "token": token,
-            "amount": str(auth.value_units),
-            "network": order.chain.caip2,
-            "payer": auth.from_,
+            "amount": str(units),
+            "network": chain.caip2,
+            "payer": payer,
         },
     )
 
 
 async def payer_chain_of(rpc: Rpc, order: Order) -> str:
     """Whose account a payer with code is: an EIP-7702 key's own, or the contract's on its chain."""
-    kind = await eip3009.account_kind(rpc, order.auth.from_)
-    return "" if kind == "key" else order.chain.caip2
+    return await chain_of_payer(rpc, order.auth.from_)
+
+
+async def chain_of_payer(rpc: Rpc, payer: str) -> str:
+    """The same of any address."""
+    kind = await eip3009.account_kind(rpc, payer)
+    return "" if kind == "key" else rpc.network.caip2
 
 
 def _candidates(chain: Chain, presented: Presented) -> list[offers.Terms]:
     """The terms that the echoed offer can stand for: ours in every part but the amount, which
     the token's MAC covers."""
+    amount_units = accepted_units(chain, presented)
+    return [
+        offers.Terms(
+            chain,
+            asset_of(chain, presented).address,
+            chain.pay_to,
+            amount_units,
+            purpose,
+            presented.timeout_s or 0,
+            exact.method_of(presented.authorization),
+        )
+        for purpose in (offers.CALL, offers.CREDITS)
+    ]
+
+
+def accepted_units(chain: Chain, presented: Presented) -> int:
+    """The amount of the offer that the payer echoed, which has to pay us. Raises ``Problem``."""
     amount = presented.amount or ""
     if (
         not amount.isascii()
@@ -192,32 +226,22 @@ def _candidates(chain: Chain, presented: Presented) -> list[offers.Terms]:
         raise Problem(
             "invalid_exact_evm_payload_recipient_mismatch", "The offer pays somebody else."
         )
-    return [
-        offers.Terms(
-            chain,
-            asset_of(chain, presented).address,
-            chain.pay_to,
-            int(amount),
-            purpose,
-            presented.timeout_s or 0,
-            exact.method_of(presented.authorization),
-        )
-        for purpose in (offers.CALL, offers.CREDITS)
-    ]
+    return int(amount)
 
 
 def _matching(rails: Rails, chain: Chain, presented: Presented, came: CameWith) -> offers.Terms:
     """Without a token (x402 v1): the amount must be one that is on offer for this request now, or
     was while an offer lives, since gas may have risen meanwhile."""
-    how = chain.caip2, exact.method_of(presented.authorization)
+    auth = exact_of(presented)
+    how = chain.caip2, exact.method_of(auth)
     for floors in dict.fromkeys((rails.floors, rails.lately)):
         for terms in _on_offer(rails.settings, presented, came, floors):
-            paid = terms.amount_units == presented.authorization.value_units
+            paid = terms.amount_units == auth.value_units
             if paid and (terms.chain.caip2, terms.method) == how:
                 return terms
     raise Problem(
         "invalid_exact_evm_payload_authorization_value_mismatch",
-        f"The payment is for {presented.authorization.value_units} units, which is not on offer.",
+        f"The payment is for {auth.value_units} units, which is not on offer.",
     )
 
 
@@ -225,6 +249,6 @@ def _on_offer(
     settings: Settings, presented: Presented, came: CameWith, floors: offers.Floors
 ) -> Sequence[offers.Terms]:
     if came.purpose == offers.CREDITS:
-        return offers.terms_for_credits(settings, presented.authorization.value_units, floors)
+        return offers.terms_for_credits(settings, exact_of(presented).value_units, floors)
     price_units = came.asked.price_units
-    return offers.terms_for_call(settings, price_units, price_units, floors)
+    return offers.terms_for_asked(settings, came.asked, price_units, price_units, floors)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from chain.errors import ChainError, Rejected
 from chain.rpc import Rpc
-from chain.schemes import exact
+from chain.schemes import permit2
 from gateway.db import Database
 from gateway.errors import CODES, Problem
 from gateway.payments import offers
@@ -70,7 +70,7 @@ class Rails:
         for chain in self.settings.chains:
             name = chain.caip2 if presented.version == 2 else chain.network.v1_name
             if name == presented.network and chain.settler_key is not None:
-                if not chain.permit2 and exact.method_of(presented.authorization) != "eip3009":
+                if not chain.permit2 and isinstance(presented.authorization, permit2.Authorization):
                     raise Problem(
                         "invalid_scheme",
                         f"Permit2 is not accepted on {chain.name}: sign with EIP-3009.",

@@ -82,13 +82,14 @@ class Offer:
     pay_to: str
     amount_units: int
     valid_until_s: int
+    scheme: str = "exact"
 
     def payload(self) -> dict[str, Any]:
         """The members that are signed, spelled as in ``accepts``."""
         return {
             "version": 1,
             "resourceUrl": self.resource_url,
-            "scheme": "exact",
+            "scheme": self.scheme,
             "network": self.network,
             "asset": checksum(self.asset),
             "payTo": checksum(self.pay_to),

@@ -97,7 +97,7 @@ async def _given_away(rails: Rails, looked_for: _LookedFor, call: Call) -> str:
     """A facilitator has it and nothing is on chain. It may still send it, so it has failed only
     once the token would refuse it; until then we hand it in ourselves."""
     rpc, payment = looked_for.rpc, looked_for.payment
-    number, time_s = await _newest_block(rpc)
+    number, time_s = await newest_block(rpc)
     if await looked_for.method.is_used(rpc, looked_for.spent, hex(number)):
         return await _used_up(rails, looked_for)
     if time_s >= (payment.valid_before_s or 0):
@@ -176,7 +176,7 @@ async def _unfound(rails: Rails, looked_for: _LookedFor, sent: Sequence[Prepared
     rpc, payment = looked_for.rpc, looked_for.payment
     newest = [each for each in sent if _same_nonce(each, sent[0])]
     receipt = await gas.first_receipt(rpc, newest)
-    number, time_s = await _newest_block(rpc)
+    number, time_s = await newest_block(rpc)
     # Asked at this very block: a node that does not have it cannot answer, and whatever happened
     # up to it is in the answer.
     at = max(number, receipt.block_number if receipt is not None else 0)
@@ -234,7 +234,7 @@ async def _moved_nothing(
     return await _give_up(rails, payment, "invalid_transaction_state", "was refused by the token")
 
 
-async def _newest_block(rpc: Rpc) -> tuple[int, int]:
+async def newest_block(rpc: Rpc) -> tuple[int, int]:
     """Its number and its time in seconds."""
     block = await rpc.call("eth_getBlockByNumber", ["latest", False])
     if not isinstance(block, dict):

@@ -40,7 +40,8 @@ payment = sa.Table(
     # x402: how the money is moved, and so how its transfer is told on chain (methods.py).
     sa.Column("method", sa.Text, nullable=False, server_default="eip3009"),
     sa.Column("pay_to", sa.Text),  # x402: whom it pays; null: the network's configured address
-    # "external": bought through /api/external, whose weaker signatures may spend it; else "".
+    # "external": bought through /api/external, whose weaker signatures may spend it. "upto": for
+    # a call that was done before (upto_call). Else "".
     sa.Column("door", sa.Text, nullable=False, server_default=""),
     sa.CheckConstraint("amount_units > 0", name="amount_units"),
     sa.Index(
@@ -69,12 +70,55 @@ authorization_use = sa.Table(
     sa.Column("asset", sa.Text, primary_key=True),
     sa.Column("payer", sa.Text, primary_key=True),
     sa.Column("nonce", sa.Text, primary_key=True),
-    sa.Column("decision", sa.Text, nullable=False),  # settle credits taken nothing permit
-    # With "credits": the id of the call's hold; with "nothing": empty.
+    sa.Column("decision", sa.Text, nullable=False),  # settle credits taken nothing permit upto
+    # With "credits": the id of the call's hold; with "nothing": empty; with "upto": of upto_call.
     sa.Column("payment_id", sa.Text, nullable=False),
     sa.Column("content", sa.LargeBinary, nullable=False),  # hash of what was presented with it
     sa.Column("offer", sa.LargeBinary),  # hash of the offer token: tells the first presenter apart
     sa.Column("at_ms", BIG, nullable=False),
+)
+
+# A call whose payment permits a maximum, and is settled once it is known what it came to. It is
+# here before the work begins, so that one wallet has one of them at most, and whoever dies leaves
+# it to somebody else (upto_rows.py).
+upto_call = sa.Table(
+    "upto_call",
+    metadata,
+    sa.Column("payment_id", sa.Text, primary_key=True),  # its payment row comes when it is sent
+    sa.Column("hold_id", BIG, nullable=False, unique=True),  # of the call; it reserves nothing
+    sa.Column("network", sa.Text, nullable=False),
+    sa.Column("asset", sa.Text, nullable=False),
+    sa.Column("payer", sa.Text, nullable=False),
+    sa.Column("payer_chain", sa.Text, nullable=False),  # as payment.recipient_chain
+    sa.Column("pay_to", sa.Text, nullable=False),
+    sa.Column("nonce", sa.Text, nullable=False),
+    sa.Column("valid_before_s", BIG, nullable=False),  # from then on Permit2 refuses it
+    sa.Column("most_units", BIG, nullable=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),  # the call that moves most_units
+    # open: the call runs. due: it came to ``units``, and nothing is sent. sent: its payment is
+    # under way. settled, nothing: it has ended. unsettled: done, and it can never be settled.
+    # forgiven: an operator said that this is the end of it.
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("units", BIG),
+    sa.Column("breakdown", sa.Text),  # of the charge
+    # What was answered, until it is paid: then it is the charge's, for whoever repeats the request.
+    sa.Column("answer_status", BIG),
+    sa.Column("answer_headers", sa.Text),  # JSON
+    sa.Column("answer_body", sa.LargeBinary),
+    sa.Column("error", sa.Text),  # why it could not be settled at the last look
+    sa.Column("at_ms", BIG, nullable=False),
+    sa.Column("updated_at_ms", BIG, nullable=False),
+    sa.Column("look_ms", BIG, nullable=False),  # the background loop leaves it alone until then
+    sa.CheckConstraint("units IS NULL OR (units >= 0 AND units <= most_units)", name="units"),
+    sa.CheckConstraint("state IN ('open', 'nothing') OR units > 0", name="state"),
+    sa.Index(
+        "ix_upto_call_unended",
+        "payer",
+        "payer_chain",
+        unique=True,
+        sqlite_where=sa.text("state IN ('open', 'due', 'sent', 'unsettled')"),
+        postgresql_where=sa.text("state IN ('open', 'due', 'sent', 'unsettled')"),
+    ),
 )
 
 # The identifier a payment for credits came with: whoever signs again under it pays nothing again.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chain.errors import Rejected
-from chain.schemes import eip2612, eip3009, exact
+from chain.schemes import eip2612, eip3009, exact, upto
 from gateway.errors import Problem
 from gateway.fields import by_name
 from wallet_auth.strict import base64_bytes, json_object
@@ -44,7 +44,7 @@ class Presented:
     version: int
     scheme: str
     network: str
-    authorization: exact.Authorization
+    authorization: exact.Permission
     asset: str | None = None
     pay_to: str | None = None
     amount: str | None = None
@@ -62,8 +62,9 @@ def payment_header(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     return found[0].strip() if found and found[0].strip() else None
 
 
-def decode(header: bytes, *, permit2: bool = False) -> Presented:
-    """Read a payment header. ``permit2``: some network here takes it, in version 2.
+def decode(header: bytes, *, permit2: bool = False, by_upto: bool = False) -> Presented:
+    """Read a payment header. ``permit2``: some network here takes it, in version 2; ``by_upto``:
+    some route is paid so.
 
     Raises ``Problem``: 400 for what is malformed, 402 for what is well-formed and not spoken here.
     """
@@ -73,10 +74,12 @@ def decode(header: bytes, *, permit2: bool = False) -> Presented:
         body = json_object(base64_bytes(header))
     except ValueError as error:
         raise Problem("invalid_payload", f"The payment header is {error}.") from None
-    return decode_object(body, permit2=permit2)
+    return decode_object(body, permit2=permit2, by_upto=by_upto)
 
 
-def decode_object(body: dict[str, Any], *, permit2: bool = False) -> Presented:
+def decode_object(
+    body: dict[str, Any], *, permit2: bool = False, by_upto: bool = False
+) -> Presented:
     """Read a payment payload that is JSON already. Raises as ``decode`` does."""
     version = body.get("x402Version")
     if isinstance(version, bool) or not isinstance(version, int):
@@ -84,16 +87,16 @@ def decode_object(body: dict[str, Any], *, permit2: bool = False) -> Presented:
     if version == 1:
         return _decode_v1(body)
     if version == 2:
-        return _decode_v2(body, permit2)
+        return _decode_v2(body, permit2, by_upto)
     raise Problem("invalid_x402_version", f"x402 version {version} is not spoken here: 1 or 2.")
 
 
 def _decode_v1(body: dict[str, Any]) -> Presented:
     scheme, network = _text(body, "scheme"), _text(body, "network")
-    return Presented(1, scheme, network, _authorization(scheme, body, False))
+    return Presented(1, scheme, network, _authorization(scheme, body))
 
 
-def _decode_v2(body: dict[str, Any], permit2: bool) -> Presented:
+def _decode_v2(body: dict[str, Any], permit2: bool, by_upto: bool) -> Presented:
     accepted = body.get("accepted")
     if not isinstance(accepted, dict):
         raise Problem("invalid_payload", "accepted is missing: the offer that is being paid.")
@@ -107,7 +110,7 @@ def _decode_v2(body: dict[str, Any], permit2: bool) -> Presented:
         version=2,
         scheme=scheme,
         network=_text(accepted, "network"),
-        authorization=_authorization(scheme, body, permit2),
+        authorization=_authorization(scheme, body, permit2, by_upto),
         asset=_text(accepted, "asset").lower(),
         pay_to=_text(accepted, "payTo").lower(),
         amount=_text(accepted, "amount"),
@@ -138,13 +141,18 @@ def _text(table: dict[str, Any], name: str) -> str:
     return value
 
 
-def _authorization(scheme: str, body: dict[str, Any], permit2: bool) -> exact.Authorization:
+def _authorization(
+    scheme: str, body: dict[str, Any], permit2: bool = False, by_upto: bool = False
+) -> exact.Permission:
     payload = body.get("payload")
-    if scheme != "exact":
+    by_upto = by_upto and scheme == "upto"
+    if scheme != "exact" and not by_upto:
         raise Problem("invalid_scheme", f"The scheme {scheme[:40]!r} is not accepted: exact.")
-    if not permit2 and isinstance(payload, dict) and "permit2Authorization" in payload:
+    if not (permit2 or by_upto) and isinstance(payload, dict) and "permit2Authorization" in payload:
         raise Problem("invalid_scheme", "Permit2 is not accepted here: sign with EIP-3009.")
     try:
+        if by_upto:
+            return upto.parse(payload)
         if not permit2:
             return eip3009.parse(payload)
         return exact.parse(payload, body.get("extensions"))

@@ -33,6 +33,7 @@ class Request(NamedTuple):
     tag: bytes | None = siwx.UNREAD  # what a challenge can say of its body (siwx.py)
     bound: bytes = b""  # what an offer says of its body (cost.py)
     shows_credential: bool = True  # whether its answer has a place for one
+    upto: bool = False  # whether it may be paid for what it came to (afterwards.py)
 
 
 async def answer_unpaid(node: Node, request: Request, price: Quote, send: Outgoing) -> None:
@@ -95,12 +96,14 @@ def refusal_of(
 
 
 def asked_of(request: Request, price: Quote) -> offers.Asked:
-    return offers.Asked(request.method, request.target.raw, price.max_units, request.bound)
+    return offers.Asked(
+        request.method, request.target.raw, price.max_units, request.bound, request.upto
+    )
 
 
 def _extensions(node: Node, request: Request, price: Quote) -> str:
     method, units = request.method, price.max_units
     beside = request.route.extensions.get(method, DECLARED)
-    if node.settings.takes_permits:
+    if node.settings.takes_permits and not request.upto:
         beside = f"{beside},{DECLARED_PERMITS}"
     return siwx.extension(node, method, request.target, request.tag, units, request.now_s, beside)

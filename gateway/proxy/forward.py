@@ -62,7 +62,7 @@ class Ticket(NamedTuple):
     """The right to run a call once: its hold, who it is for, and the payment that came with it.
 
     ``payer``: of the credential that it is paid with. ``credential``: one that goes out with the
-    answer, this once.
+    answer, this once. ``after``: its hold reserves nothing, and it is paid for what it came to.
     """
 
     hold: ledger.HoldRow
@@ -73,6 +73,17 @@ class Ticket(NamedTuple):
     price: Quote | None = None  # its quote, where what it comes to hangs on the answer
     payer: str | None = None
     credential: str | None = None
+    after: After | None = None
+
+
+class After(NamedTuple):
+    """A call that is paid after the work: by which payment, the most it may come to, and what runs
+    it (``afterwards.py``)."""
+
+    payment_id: str
+    most_units: int
+    run: Callable[[HeldCall, Incoming], Awaitable[None]]
+    made: type[HeldCall]
 
 
 Opening = Callable[["HeldCall", Incoming], AbstractAsyncContextManager[Answer]]
@@ -85,7 +96,11 @@ async def run(
 
     ``receive`` is read no more for the request, only to notice that the caller hangs up.
     """
-    await run_call(HeldCall(node, incoming.route, ticket, receive, send), incoming)
+    after = ticket.after
+    if after is None:
+        await run_call(HeldCall(node, incoming.route, ticket, receive, send), incoming)
+    else:
+        await after.run(after.made(node, incoming.route, ticket, receive, send), incoming)
 
 
 async def run_call(call: HeldCall, incoming: Incoming, opening: Opening | None = None) -> None:
@@ -187,13 +202,14 @@ class HeldCall:
         self._send = send
         self._started = False
         self.charged = False
-        price = ticket.price
+        price, after = ticket.price, ticket.after
+        self._most_units = ticket.hold.max_units if after is None else after.most_units
         self.metering = (
             None
             if price is None
             else Metering(
                 price,
-                ticket.hold.max_units,
+                self._most_units,
                 node.settings.credits.per_usd,
                 by_upstream=route.amount_from == "upstream",
             )
@@ -262,7 +278,7 @@ class HeldCall:
         fields += _encoded(
             (
                 ("Farebox-Request-Id", hold.request_id),
-                ("Farebox-Held", format_credits(hold.max_units, per_usd)),
+                ("Farebox-Held", format_credits(self._most_units, per_usd)),
                 *replies.paid_from(self.node, self.ticket.receipt, None, 0),
             )
         )
@@ -359,7 +375,7 @@ class HeldCall:
     async def _close(self, reason: str | None, answer: ledger.Answer) -> ledger.Closed:
         """Capture, or void for ``reason``. Raises ``Problem`` if the charge is not durable."""
         hold = self.ticket.hold
-        amount = hold.max_units if reason is None else 0
+        amount = self._most_units if reason is None else 0
         breakdown = None
         if self.metering is not None and reason is None:
             made = self.metering.charge()

@@ -96,7 +96,8 @@ async def identify(  # noqa: PLR0917  (a request)
         )
     raw = payment_header(headers)
     if raw is not None:
-        presented = decode(raw, permit2=node.settings.takes_permit2)
+        settings = node.settings
+        presented = decode(raw, permit2=settings.takes_permit2, by_upto=settings.takes_upto)
     credential = None
     if b"authorization" in named and any(map(is_our_key, named[b"authorization"])):
         if signer is not None:

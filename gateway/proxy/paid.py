@@ -29,8 +29,8 @@ from gateway.payments.order import CameWith, asset_of
 from gateway.payments.rails import content_hash
 from gateway.payments.wire import Presented
 from gateway.pricing.quote import PriceRequest, Quote, quote
+from gateway.proxy import afterwards, cost, forward, quotes, replies, runs, siwx
 from gateway.proxy import body as bodies
-from gateway.proxy import cost, forward, quotes, replies, runs, siwx
 from gateway.proxy.again import run_again
 from gateway.proxy.asking import Request, answer_unpaid, asked_of, challenge_of, refusal_of
 from gateway.proxy.identity import Caller, auth_problem, guard_of, identify
@@ -46,6 +46,8 @@ _ASKING = (b"content-type", b"content-encoding", b"farebox-max", b"farebox-run",
 async def serve(node: Node, request: Request, receive: Receive, send: Outgoing) -> None:
     """Answer a request to a priced route. Raises ``Problem`` for every refusal."""
     presented = None
+    if request.route.upto:
+        request = request._replace(upto=True)
     try:
         caller = await identify(
             node, request.method, request.target, request.headers, request.now_s, request.client
@@ -264,6 +266,8 @@ async def _take_paid(  # noqa: PLR0917  (one caller)
     bare = caller.signer is None and request.shows_credential
     alias = presented.identifier
     came = CameWith(asked_of(request, price), offers.CALL, content, bare=bare, alias=alias)
+    if presented.scheme == offers.UPTO:
+        return await afterwards.take(node, request, caller, price, came, hold)
     try:
         spent = None
         if caller.signer is None:

@@ -74,6 +74,8 @@ class Route:
     """Whether an answer can change what its call comes to."""
     needs_body: bool = False
     """Whether a body can change what its call costs."""
+    upto: bool = False
+    """Whether it is paid for what a call came to, after it."""
 
     @property
     def public_pattern(self) -> str:
@@ -327,6 +329,9 @@ def _compile_route(
     pattern = compile_pattern(settings.path)
     price = prices.get(route_id) or compile_price(settings.price)
     fixed = price.fixed_units is not None
+    metered = price.metered or settings.amount_from == "upstream"
+    if settings.upto and not metered:
+        raise ValueError("upto is for metered prices: this one is known before the call")
     public = upstream.mount.rstrip("/") + settings.path
     about = None if price.fixed_units == 0 else settings.bazaar
     cataloged = bazaar.of_route(settings.method, public, about)
@@ -339,7 +344,8 @@ def _compile_route(
         price=price,
         form=settings.price,
         fixed=quote(price, PriceRequest("", b"", None, b"", None)) if fixed else None,
-        metered=price.metered or settings.amount_from == "upstream",
+        metered=metered,
+        upto=settings.upto,
         needs_body=price.needs_body,
         rate_limit=settings.rate_limit,
         charge=settings.charge,

@@ -42,7 +42,12 @@ def answer(
     between any two.
     """
     form = _form(
-        offers.Same(settings), asked.price_units, at_most, description, bool(extensions), floors
+        offers.Same(settings),
+        (asked.price_units, asked.upto),
+        at_most,
+        description,
+        bool(extensions),
+        floors,
     )
     tokens = offers.seal_each(keys, asked, form.covered, now_s + settings.server.offer_timeout_s)
     parts = (
@@ -84,18 +89,19 @@ class _Form(NamedTuple):
 @lru_cache(maxsize=512)
 def _form(  # noqa: PLR0917  (all that an answer hangs on)
     same: offers.Same,
-    price_units: int,
+    price: tuple[int, bool],
     at_most: bool,
     description: str,
     extended: bool,
     floors: offers.Floors,
 ) -> _Form:
-    settings = same.settings
+    settings, price_units = same.settings, price[0]
     method, target, request_id, extensions = (secrets.token_hex(16) for _ in range(4))
+    form_asked = offers.Asked(method, b"/" + target.encode(), price_units, upto=price[1])
     problem = challenge.for_call(
         settings,
         offers.Keys("", {bytes(4): secrets.token_bytes(32)}, bytes(4)),
-        offers.Asked(method, b"/" + target.encode(), price_units),
+        form_asked,
         0,
         at_most=at_most,
         description=description,
@@ -111,7 +117,10 @@ def _form(  # noqa: PLR0917  (all that an answer hangs on)
     variable = {b"payment-required": b"%b", b"content-length": b"%d"}
     return _Form(
         covered=tuple(
-            map(offers.covered, offers.terms_for_call(settings, price_units, price_units, floors))
+            map(
+                offers.covered,
+                offers.terms_for_asked(settings, form_asked, price_units, price_units, floors),
+            )
         ),
         required=_cut(required, parts),
         lines=b"".join(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 from tests.e2e.stage import Api, Gate
@@ -28,11 +29,13 @@ class Chat:
 
     def __init__(self, api: Api, path: str) -> None:
         self.requests: list[Request] = []
+        self.before: Callable[[], object] = lambda: None  # called while a request waits
         self.gate = Gate(api._background)
         misbehave.BEHAVIOURS[path.encode()] = self._answer
 
     async def _answer(self, _up: Upstream, request: Request, writer: Writer) -> bool:
         self.requests.append(request)
+        await asyncio.to_thread(self.before)
         asked = json.loads(request.body)
         token = b"".join(request.header(b"farebox-meter")).decode()
         said = "".join(

@@ -15,6 +15,7 @@ import pytest
 import sha3
 
 from anvil.devnet import Devnet, Options, running
+from chain.schemes import upto
 from chain.schemes.permit2 import EXACT_PROXY, PERMIT2
 from gateway.settings import NO_EFFECT
 from tests.fixtures_chain import USDC, FaultyNode
@@ -26,7 +27,13 @@ Farebox = Callable[..., Done]
 State = list[tuple[str, str, str]]
 
 
-def configure(folder: Path, net: Devnet, *urls: str, chain: str = "base-sepolia") -> None:
+def configure(
+    folder: Path,
+    net: Devnet,
+    *urls: str,
+    chain: str = "base-sepolia",
+    routes: str = '{ match = "GET /*", price = "$0.002" }',
+) -> None:
     """A configuration for ``net``; ``chain`` is a name, or an id with ``assets`` behind it."""
     name, _, assets = chain.partition("\n")
     (folder / "settler.key").write_text(net.settler.private_key, encoding="utf-8")
@@ -39,7 +46,7 @@ settler_key_file = "settler.key"
 
 [upstreams.weather]
 url = "http://127.0.0.1:1"
-routes = [{{ match = "GET /*", price = "$0.002" }}]
+routes = [{routes}]
 """
     (folder / "farebox.toml").write_text(text, encoding="utf-8")
 
@@ -48,7 +55,7 @@ def check(farebox: Farebox) -> tuple[int, State]:
     """The exit code, and what was found about the chain and the libraries."""
     done = farebox("check", "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    about = ("libraries", "chain", "settler", "web3", "permit2")
+    about = ("libraries", "chain", "settler", "web3", "permit2", "upto")
     found = [(row["check"], row["state"], row["text"]) for row in rows]
     return done.returncode, [row for row in found if row[0].startswith(about)]
 
@@ -115,6 +122,40 @@ def test_permit2_without_its_contracts(farebox: Farebox, tmp_path: Path, chain_n
     configure(tmp_path, chain_net, chain="base-sepolia\npermit2 = true\neip2612 = true")
     code, found = check(farebox)
     assert (code, fails(found)) == (0, [])
+
+
+METERED = (
+    '{ rule = "metered", max = "$0.05", when_unknown = "max", rates = { bytes_out = "$1 / 1M" } }'
+)
+
+
+def test_upto_without_its_contracts(farebox: Farebox, tmp_path: Path, chain_net: Devnet) -> None:
+    for address in (upto.PROXY, PERMIT2):
+        chain_net.rpc("anvil_setCode", address, "0x")
+    routes = f'{{ match = "POST /chat", upto = true, price = {METERED} }}'
+    for missing in (PERMIT2, upto.PROXY):
+        configure(tmp_path, chain_net, routes=routes)
+        code, found = check(farebox)
+        ((name, text),) = fails(found)
+        assert (code, name) == (4, "upto base-sepolia")
+        assert text.endswith(f"at {missing}")
+        chain_net.rpc("anvil_setCode", missing, "0x00")
+    code, found = check(farebox)
+    assert (code, fails(found)) == (0, [])
+    assert ("upto base-sepolia", "ok") in [row[:2] for row in found]
+    configure(tmp_path, chain_net)
+    assert not [row for row in check(farebox)[1] if row[0].startswith("upto")]
+
+
+@pytest.mark.parametrize("price", ['"free"', '"$0.01"'])
+def test_upto_is_for_prices_that_are_not_known_before(
+    farebox: Farebox, tmp_path: Path, chain_net: Devnet, price: str
+) -> None:
+    routes = f'{{ match = "POST /chat", upto = true, price = {price} }}'
+    configure(tmp_path, chain_net, routes=routes)
+    done = farebox("check")
+    assert done.returncode != 0
+    assert "upto is for metered prices" in done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,9 @@ NODE = cast(
         limits=Limits(None, deployment="test", uncharged_per_min=60),
         rails=SimpleNamespace(chain_of=lambda presented: _CHAIN),
         settings=SimpleNamespace(
-            server=SimpleNamespace(public_url="https://a.example"), takes_permit2=False
+            server=SimpleNamespace(public_url="https://a.example"),
+            takes_permit2=False,
+            takes_upto=False,
         ),
     ),
 )
