@@ -85,7 +85,8 @@ class Hold:
 
     ``content`` is a hash of everything the caller asked: the same id with other content is a
     conflict. ``lease_ms`` is how long the owner may take before it has to renew. ``only``: from
-    these lots and no others (``limits.py``); None: from the account.
+    these lots and no others (``limits.py``); None: from the account. ``owed``: the call is done, so
+    an account that was frozen meanwhile is charged all the same.
     """
 
     account_id: int
@@ -96,6 +97,7 @@ class Hold:
     call: Call
     owner: int = 0
     only: Only | None = None
+    owed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,7 +190,8 @@ class _Sendable:
 
 async def _send(rails: Rails, chain: Chain, lane: Lane, batch: list[Waiting]) -> list[Waiting]:
     """Simulate, claim, sign, store, hand over. Returns who is to be tried alone."""
-    account = await gas.choose(rails, chain, _only_sender(batch))
+    owed = batch[0].job.owed
+    account = await gas.choose(rails, chain, _only_sender(batch), owed=owed)
     rpc = rails.rpcs[chain.caip2]
     ready = await _ready(rails, chain, lane, account, batch)
     if not ready.jobs:
@@ -210,7 +211,8 @@ async def _send(rails: Rails, chain: Chain, lane: Lane, batch: list[Waiting]) ->
         nonce = await nonces.allot(
             tx, chain.caip2, account.address, fees.nonce, calls, now_ms, cost
         )
-        await budget.require(tx, chain, now_ms, counted=True)
+        if not owed:
+            await budget.require(tx, chain, now_ms, counted=True)
         prepared = sender.sign(account.key, chain.network.chain_id, nonce, to, data, fees)
         await nonces.store(tx, prepared, now_ms)
         return mine, prepared
@@ -418,7 +420,9 @@ async def again(rails: Rails, chain: Chain, payment_id: str, sent: Sequence[Prep
     rpc = rails.rpcs[chain.caip2]
     async with rails.db.read() as tx:
         call = await nonces.call_for(tx, payment_id, sent[0])
-    account = await gas.choose(rails, chain, upto.sender_of(call.to, call.data))
+        known = await journal.by_id(tx, payment_id)
+    owed = known is not None and known.owed
+    account = await gas.choose(rails, chain, upto.sender_of(call.to, call.data), owed=owed)
     limit, now, l1_byte_wei = await all_of(
         sender.gas_limit(rpc, account.address, call.to, call.data),
         sender.market(rpc, account.address, account.known),
@@ -436,7 +440,8 @@ async def again(rails: Rails, chain: Chain, payment_id: str, sent: Sequence[Prep
         nonce = await nonces.allot(
             tx, chain.caip2, account.address, fees.nonce, [call], now_ms, cost
         )
-        await budget.require(tx, chain, now_ms, counted=True)
+        if not owed:
+            await budget.require(tx, chain, now_ms, counted=True)
         fresh = sender.sign(account.key, chain.network.chain_id, nonce, call.to, call.data, fees)
         await nonces.store(tx, fresh, now_ms)
         return fresh

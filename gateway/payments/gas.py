@@ -60,11 +60,13 @@ def most_wei(chain: Chain) -> int | None:
     return None if chain.max_fee_gwei is None else chain.max_fee_gwei * _GWEI
 
 
-async def choose(rails: Rails, chain: Chain, only: str | None = None) -> GasAccount:
+async def choose(
+    rails: Rails, chain: Chain, only: str | None = None, *, owed: bool = False
+) -> GasAccount:
     """The gas account for the next transaction: not stuck, not empty, with the fewest under way.
 
-    ``only``: the one address that may send it (``upto.sender_of``). Raises ``Unavailable`` with
-    one of ``rails.PAUSES`` when nothing may be sent now.
+    ``only``: the one address that may send it (``upto.sender_of``). ``owed``: as of a job. Raises
+    ``Unavailable`` with one of ``rails.PAUSES`` when nothing may be sent now.
     """
     ours = [each for each in accounts(chain) if only in (None, each.address)]
     if not ours:
@@ -72,7 +74,8 @@ async def choose(rails: Rails, chain: Chain, only: str | None = None) -> GasAcco
         raise Unavailable("gas_account_empty", f"{chain.name} has {which}")
     async with rails.db.read() as tx:
         now_ms = await tx.now_ms()
-        await budget.require(tx, chain, now_ms)
+        if not owed:
+            await budget.require(tx, chain, now_ms)
         rows = await tx.fetch(
             "SELECT a.sender, a.stuck_ms, a.balance_gwei, a.need_gwei, a.next_nonce,"
             " (SELECT count(*) FROM chain_nonce n WHERE n.network = a.network AND n.sender ="

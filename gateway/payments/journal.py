@@ -59,6 +59,11 @@ class Payment:
     pay_to: str | None = None
     door: str = ""
 
+    @property
+    def owed(self) -> bool:
+        """Whether what it pays for is done already."""
+        return self.door == upto_rows.DOOR
+
 
 COLUMNS: Final = tuple(f.name for f in fields(Payment))
 _LIST: Final = ", ".join(COLUMNS)

@@ -37,6 +37,7 @@ class Job:
     state ``processing``; False if somebody has it already. It may run more than once, and must do
     nothing but use its ``Tx``. ``alone``: in a transaction of its own, as for a payer with code, or
     where the contract looks at who sends (by ``upto`` only the gas account that the payment names).
+    ``owed``: what it pays for is done already, so ``gas_per_hour`` does not keep it; ``alone`` too.
     ``code_known``: the caller has looked at whether the payer has code; else the engine does, and
     raises ``PayerHasCode`` if so.
     """
@@ -48,6 +49,7 @@ class Job:
     valid_before_s: int
     begin: Begin
     alone: bool = False
+    owed: bool = False
     code_known: bool = True
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from chain import sender
 from chain.errors import ChainError, Rejected, Unavailable
 from chain.networks import Asset
 from chain.receipts import Receipt
@@ -190,7 +191,10 @@ async def begin(rails: Rails, order: Order, make_hold: MakeHold) -> Taken | None
             )
     try:
         # Not for a call whose payment nobody could send.
-        await gas.choose(rails, order.chain, auth.facilitator)
+        account = await gas.choose(rails, order.chain, auth.facilitator)
+        most_wei = gas.most_wei(order.chain)
+        if most_wei is not None:
+            (await sender.market(rpc, account.address, account.known)).fees(0, most_wei)
         # The whole of what is signed: so much may be taken.
         await upto.verify(rpc, order.asset, auth, auth.most_units)
         payer_chain = await chain_of_payer(rpc, auth.from_)
@@ -234,7 +238,7 @@ async def _begin(
     now_ms = await tx.now_ms()
     auth = order.auth
     # Locks in the order of a mint: the policy, then the account.
-    if not await exposure.has_room(tx, order.chain.caip2, order.most_units):
+    if not await exposure.has_room(tx, order.chain.caip2, auth.most_units):
         raise Problem(
             "settlement_paused",
             "As much is being done before it is paid as may be; nothing was taken. Ask again "
@@ -333,14 +337,21 @@ async def settle(rails: Rails, payment_id: str) -> None:
         call = await upto_rows.by_id(tx, payment_id)
     if call is None or call.state != "due" or call.units is None:
         return
+    if call.network not in rails.rpcs:
+        raise Unavailable("rpc_error", f"{call.network} is not configured any more")
     chain = rails.settings.chain(call.network)
     begun: list[Payment] = []
     try:
         with in_hand.working_on(rails, [payment_id]):
             handed = await engine.settle(rails, _job(rails, chain, call, call.units, begun))
     except Rejected as refusal:
-        await _refused(rails, call, refusal)
+        if not await _ran_out(rails, call, refusal):
+            await _look_later(rails, call, refusal)
         return
+    except Unavailable as error:
+        if await _ran_out(rails, call, error):
+            return
+        raise
     if handed is None:
         return
     payment = begun[-1]
@@ -371,6 +382,7 @@ def _job(rails: Rails, chain: Chain, call: UptoCall, units: int, begun: list[Pay
         valid_before_s=call.valid_before_s,
         begin=begin_,
         alone=True,
+        owed=True,
     )
 
 
@@ -421,17 +433,24 @@ async def _finish(rails: Rails, chain: Chain, payment: Payment, handed: Handed) 
         await recover.recover(rails, payment)
 
 
-async def _refused(rails: Rails, call: UptoCall, refusal: Rejected) -> None:
+async def _ran_out(rails: Rails, call: UptoCall, error: ChainError) -> bool:
+    """Whether nothing of it was sent and Permit2 refuses it in every later block: then it is lost,
+    whatever kept it. Raises ``ChainError``."""
+    _, time_s = await recover.newest_block(rails.rpcs[call.network])
+    if time_s < call.valid_before_s:
+        return False
+    async with rails.db.write() as tx:
+        now_ms = await tx.now_ms()
+        await upto_rows.unsettled(tx, call.payment_id, "due", error.detail, now_ms)
+    return True
+
+
+async def _look_later(rails: Rails, call: UptoCall, refusal: Rejected) -> None:
     """The chain would not take it now: the payer has moved its money, or taken the permission back.
     It is tried again until Permit2 would refuse it for good."""
     observe.count("settlements", outcome="refused")
-    rpc = rails.rpcs[call.network]
-    _, time_s = await recover.newest_block(rpc)
     async with rails.db.write() as tx:
         now_ms = await tx.now_ms()
-        if time_s >= call.valid_before_s:
-            await upto_rows.unsettled(tx, call.payment_id, "due", refusal.detail, now_ms)
-            return
         again_ms = min(max((now_ms - call.updated_at_ms) // 4, 1_000), _LONGEST_LOOK_MS)
         await upto_rows.note(tx, call.payment_id, refusal.detail, now_ms + again_ms)
 

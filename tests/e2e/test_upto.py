@@ -19,11 +19,11 @@ from anvil.devnet import Devnet
 from chain.schemes import permit2
 from gateway import hands, hands_upto
 from tests.e2e.chat import Chat
-from tests.e2e.stage import Api, Gateway, transfers_to
+from tests.e2e.stage import Api, Gateway, new_account, transfers_to
 from tests.e2e.test_clients import pay
 from tests.e2e.test_metered import TERMS, used
 from tests.e2e.wallet import Wallet, buy, decode, encode, new_wallet, offers, outcome, problem
-from tests.fixtures_chain import FaultyNode
+from tests.fixtures_chain import NETWORK, FaultyNode
 from tests.fixtures_permit2 import approve, plant, signed_upto, take_back
 from tests.servers import eventually
 
@@ -35,6 +35,7 @@ ROUTES = f"""[
   {{ match = "POST /usual/*", price = {{ rule = "metered", {TERMS} }} }},
 ]"""
 COST = used(3)
+LOOKED = "SELECT value FROM meta WHERE key LIKE 'settlement_cost_%'"
 
 
 @pytest.fixture(autouse=True)
@@ -526,11 +527,126 @@ async def test_nothing_is_done_that_nobody_could_settle(
     gateway = launch("sqlite", routes=ROUTES, running=False)
     gateway.chain_extra = 'gas_per_hour = "0.000000001"'
     gateway.start()
+    gateway.wait(lambda: gateway.rows(LOOKED), "a look at the price of gas")
     path = f"/chat{target}"
     async with gateway.client() as http:
         line = Line(gateway, http, Chat(api, path), path)
         problem(await line.ask(await line.paid(payer)), "settlement_paused")
         assert line.chat.requests == line.calls(payer) == []
+
+
+async def test_nothing_is_done_that_is_too_dear_to_settle(
+    launch: Launch, api: Api, target: str, payer: Wallet
+) -> None:
+    gateway = launch("sqlite", routes=ROUTES, running=False)
+    gateway.chain_extra = "max_fee_gwei = 1"
+    gateway.start()
+    path = f"/chat{target}"
+    net = gateway.net
+    kept = net.rpc("eth_getBlockByNumber", "latest", False)["baseFeePerGas"]
+    async with gateway.client() as http:
+        line = Line(gateway, http, Chat(api, path), path)
+        paid = await line.paid(payer)
+        try:
+            net.rpc("anvil_setNextBlockBaseFeePerGas", hex(2 * 10**9))
+            net.mine()
+            problem(await line.ask(paid), "settlement_paused")
+        finally:
+            net.rpc("anvil_setNextBlockBaseFeePerGas", kept)
+            net.mine()
+        assert line.chat.requests == line.calls(payer) == []
+
+
+async def test_what_is_done_is_settled_though_the_gas_of_the_hour_is_spent(
+    dialect: str, launch: Launch, api: Api, target: str, payer: Wallet
+) -> None:
+    """It was spent while the upstream worked. The next call is not begun."""
+    gateway = launch(dialect, routes=ROUTES, running=False)
+    gateway.chain_extra = 'gas_per_hour = "0.01"'
+    gateway.start()
+    path = f"/chat{target}"
+
+    def spend() -> None:
+        gateway.change(
+            "INSERT INTO chain_nonce (network, sender, nonce, payment_id, at_ms, cost_gwei)"
+            " VALUES ($1, $2, 0, 'pay_other', $3, 20000000)",
+            NETWORK.caip2,
+            "0x" + "0f" * 20,
+            int(time.time() * 1_000),
+        )
+
+    async with gateway.client() as http:
+        line = Line(gateway, http, Chat(api, path), path)
+        line.chat.before = spend
+        answer = await line.ask(await line.paid(payer))
+        assert answer.status_code == 200, answer.text
+        line.settled(payer)
+        problem(await line.ask(await line.paid(payer)), "settlement_paused")
+        assert len(line.chat.requests) == 1
+        line.settled(payer)
+
+
+async def test_it_is_sent_by_the_gas_account_it_names(
+    launch: Launch, api: Api, target: str, payer: Wallet
+) -> None:
+    """Although another one has less to do and more to spend."""
+    gateway = launch("sqlite", routes=ROUTES, running=False)
+    other = new_account()
+    gateway.net.rpc("anvil_setBalance", other.address, hex(10**18))
+    (gateway.folder / "more.keys").write_text(other.private_key)
+    gateway.chain_extra = 'settler_keys_file = "more.keys"'
+    gateway.start()
+    first = gateway.settler.address
+    gateway.wait(
+        lambda: gateway.rows("SELECT * FROM gas_account WHERE balance_gwei IS NOT NULL")[1:],
+        "a look at both",
+    )
+    path = f"/chat{target}"
+    async with gateway.client() as http:
+        line = Line(gateway, http, Chat(api, path), path)
+        line.chat.before = lambda: gateway.change(
+            "UPDATE gas_account SET balance_gwei = 2 * need_gwei WHERE sender = $1", first
+        )
+        answer = await line.ask(await line.paid(payer))
+        assert answer.status_code == 200, answer.text
+        line.settled(payer)
+    sent = gateway.rows("SELECT sender FROM chain_tx")
+    assert [row["sender"] for row in sent] == [first]
+
+
+async def test_an_account_that_is_frozen_meanwhile_pays_for_what_was_done(
+    line: Line, payer: Wallet
+) -> None:
+    line.chat.before = lambda: line.gateway.freeze(payer.address)
+    answer = await line.ask(await line.paid(payer))
+    assert answer.status_code == 200, answer.text
+    line.settled(payer)
+    problem(await line.ask(await line.paid(payer)), "account_frozen")
+    assert len(line.chat.requests) == 1
+
+
+async def test_what_has_run_out_is_a_loss_though_nobody_could_have_sent_it(
+    line: Line, payer: Wallet
+) -> None:
+    """Its gas account is empty, so the chain is not even asked about it."""
+    gateway = line.gateway
+
+    def stop() -> None:
+        gateway.net.rpc("anvil_setBalance", gateway.settler.address, "0x0")
+        gateway.change("UPDATE gas_account SET balance_gwei = 0, need_gwei = 1")
+
+    line.chat.before = stop
+    paid = await line.paid(payer)
+    problem(await line.ask(paid), "upto_not_settled")
+    assert line.states(payer) == ["due"]
+    gateway.change(
+        "UPDATE upto_call SET valid_before_s = 1, look_ms = 0 WHERE payer = $1", payer.address
+    )
+    gateway.wait(lambda: line.states(payer) == ["unsettled"], "it to be given up")
+    line.unpaid(payer)
+    gateway.net.rpc("anvil_setBalance", gateway.settler.address, hex(10**18))
+    gateway.change("UPDATE gas_account SET balance_gwei = 1000000000")
+    problem(await line.ask(await line.paid(payer)), "upto_unsettled")
 
 
 # --- processes that die ---------------------------------------------------------------------------

@@ -406,6 +406,24 @@ async def test_two_that_try_again_at_once_sign_once(desk: Desk) -> None:
     assert len(await desk.sent_for(job)) == 2
 
 
+@pytest.mark.parametrize("door", ["", "upto"])
+async def test_the_second_try_of_what_is_done_is_not_kept_by_the_gas_of_the_hour(
+    desk: Desk, door: str
+) -> None:
+    job = await failed_in_company(desk)
+    sent = await desk.sent_for(job)
+    (chain,) = desk.rails.settings.chains
+    poor = chain.model_copy(update={"gas_per_hour_gwei": 1})
+    async with desk.rails.db.write() as tx:
+        await tx.execute("UPDATE payment SET door = $2 WHERE id = $1", job.call.payment_id, door)
+    if door:
+        assert await engine.again(desk.rails, poor, job.call.payment_id, sent)
+    else:
+        with pytest.raises(Unavailable, match="gas_budget_spent"):
+            await engine.again(desk.rails, poor, job.call.payment_id, sent)
+    assert len(await desk.sent_for(job)) == len(sent) + bool(door)
+
+
 # --- a node that stalls ---------------------------------------------------------------------------
 
 BEFORE = ("eth_estimateGas", "eth_getBlockByNumber", "eth_getTransactionCount", "eth_getCode")

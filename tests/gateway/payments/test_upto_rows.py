@@ -171,6 +171,19 @@ async def test_a_debt_is_paid_first_and_not_charged_once_more(db: Database) -> N
     assert (await call_of(db)).state == "settled"
 
 
+async def test_an_account_that_was_frozen_meanwhile_is_charged(db: Database) -> None:
+    """Of what the call brought, and of nothing else."""
+    async with db.write() as tx:
+        account_id = await wallets.ensure(tx, PAYER, T0)
+    await helpers.minted(db, helpers.mint(account_id, 90, "older"))
+    await owing(db)
+    await helpers.one(db, ledger.FreezeAccount(account_id, True, "a test", "somebody"))
+    await arrives(db)
+    assert await captured(db) == [400]
+    seen = await account(db)
+    assert (seen.frozen, seen.available_units) == (True, 90)
+
+
 @pytest.mark.parametrize("state", ["unsettled", "forgiven"])
 async def test_what_comes_late_is_charged_all_the_same(db: Database, state: str) -> None:
     await owing(db)
