@@ -461,6 +461,21 @@ async def test_a_stream_is_cut_at_the_maximum(sqlite_line: Line, payer: Wallet) 
     assert int(moved["data"], 16) == MAX, path
 
 
+async def test_an_offer_of_before_is_the_most_where_the_price_has_risen(
+    sqlite_line: Line, payer: Wallet
+) -> None:
+    line, words = sqlite_line, 2 * MAX // 100
+    paid = await line.paid(payer, words=words)
+    line.gateway.kill()
+    line.gateway.routes = ROUTES.replace('max = "$0.05"', 'max = "$0.50"')
+    line.gateway.start()
+    answer = await line.ask(paid, words=words)
+    assert answer.status_code == 200, answer.text
+    line.settled(payer, MAX)
+    (raised,) = offers(await line.http.post(line.path, content=body(words=words)))
+    assert int(raised["amount"]) == 10 * MAX
+
+
 async def test_what_can_never_be_settled_is_seen_and_ends_it_for_that_wallet(
     dialect: str, launch: Launch, api: Api, target: str, chain_session: Devnet
 ) -> None:
