@@ -113,10 +113,8 @@ def _tell(batch: Sequence[Waiting], outcome: Handed | BaseException | None) -> N
 
 
 async def _gather(lane: Lane, chain: Chain) -> None:
-    """Wait for company, if it is likely to come: others are under way, or just were.
-
-    Until nobody has come for a fifth of the window, or it is over.
-    """
+    """Wait for company if it is likely to come, as others are under way or just were: until nobody
+    has come for a fifth of the window, or it is over."""
     loop = asyncio.get_running_loop()
     window_s = chain.settle_window_ms / 1_000
     if not lane.in_flight and loop.time() > lane.busy_s + window_s:

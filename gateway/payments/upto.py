@@ -1,6 +1,6 @@
 """Calls that are paid after the work for what they came to: the scheme ``upto`` on our own routes.
 
-    order      the payment against the offer it answers; nothing is written, nothing sent
+    order      the payment against the offer it answers (upto_order.py); nothing is written
     verify     the signature, and whether the whole maximum would move now
     begin      one transaction, before any work: the authorization's unique row, the call's hold,
                the row of ``upto_rows.py``
@@ -22,7 +22,6 @@ from typing import Final
 
 from chain import sender
 from chain.errors import ChainError, Rejected, Unavailable
-from chain.networks import Asset
 from chain.receipts import Receipt
 from chain.schemes import exact, permit2, upto
 from gateway import ledger, observe
@@ -42,29 +41,24 @@ from gateway.payments import (
     recover,
     upto_rows,
 )
-from gateway.payments.journal import AuthKey, Claim, Payment
+from gateway.payments.journal import Claim, Payment
 from gateway.payments.lane import Begun, Handed, Job
 from gateway.payments.methods import METHODS, Spent
 from gateway.payments.nonces import Call
 from gateway.payments.order import (
     CameWith,
-    accepted_units,
     allowance_required,
-    asset_of,
     chain_of_payer,
     key_of,
 )
 from gateway.payments.rails import Rails, refused
+from gateway.payments.upto_order import Order
 from gateway.payments.upto_rows import DOOR, UPTO, UptoCall
 from gateway.payments.wire import Presented
 from gateway.settings import Chain
 
 PAID_AFTER: Final = "paid_after"
 """Why the hold of a call that came to something ended without a charge."""
-SPARE_S: Final = 60
-"""How far a client's clock may be ahead."""
-SETTLE_S: Final = 600
-"""After the longest that a call may take, so much must be left to settle it."""
 _LOOK_AGAIN_MS: Final = 30_000  # of whoever looks at a due one; it may take so long
 _GRACE_MS: Final = 3_000  # who has just ended a call settles it
 _LONGEST_LOOK_MS: Final = 60_000
@@ -72,23 +66,6 @@ _PER_ROUND: Final = 50
 _FOREVER_S: Final = 2**62
 MakeHold = Callable[[int], ledger.Hold]
 """The hold of the call, of an account: it reserves nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A payment that answers our offer for the request it came with."""
-
-    chain: Chain
-    asset: Asset
-    auth: upto.Authorization
-    content: bytes
-    offer: bytes
-    most_units: int
-    """What the call may come to: the price of the offer, or that of now if it is lower."""
-
-    @property
-    def key(self) -> AuthKey:
-        return AuthKey(self.chain.caip2, permit2.PERMIT2, self.auth.from_, self.auth.nonce)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,44 +111,6 @@ async def known(rails: Rails, presented: Presented, came: CameWith) -> Known | N
     token = presented.offer
     same = token is not None and offers.token_digest(token) == claim.offer
     return Known(call, hold, close, same)
-
-
-def order_of(rails: Rails, presented: Presented, came: CameWith, now_s: int, work_s: int) -> Order:
-    """Hold a payment against the offer it answers. ``work_s``: the longest that the call may take.
-    Raises ``Problem``."""
-    auth = presented.authorization
-    chain = rails.chain_of(presented)
-    if not isinstance(auth, upto.Authorization) or not came.asked.upto:
-        raise Problem("invalid_scheme", "The scheme upto is for routes whose 402 offers it.")
-    asset = asset_of(chain, presented)
-    units = accepted_units(chain, presented)
-    terms = offers.by_upto(chain, asset.address, units, auth.facilitator)
-    if presented.timeout_s != terms.timeout_s or presented.offer is None:
-        raise Problem(
-            "invalid_payment_requirements",
-            "This payment does not answer an offer made for this request.",
-        )
-    ours = {account.address for account in gas.accounts(chain)}
-    try:
-        upto.check(auth, asset=asset, pay_to=chain.pay_to, facilitators=ours, now_s=now_s)
-        upto.check_most(auth, units)
-    except Rejected as error:
-        raise refused(error) from None
-    opened = offers.unseal(rails.keys, presented.offer, came.asked, [terms], now_s)
-    if auth.valid_before_s > now_s + offers.UPTO_S + SPARE_S:
-        # What is not settled counts as a risk until it cannot be any more.
-        raise Problem(
-            "invalid_payment_requirements",
-            f"The payment is good for longer than the {offers.UPTO_S} s of the offer.",
-        )
-    if auth.valid_before_s < now_s + work_s + SETTLE_S:
-        raise Problem(
-            "permit2_deadline_expired",
-            f"The payment is settled after the call: its deadline has to be {work_s + SETTLE_S} s "
-            "ahead at least.",
-        )
-    most_units = min(units, opened.price_units, came.asked.price_units)
-    return Order(chain, asset, auth, came.content, opened.digest, most_units)
 
 
 async def begin(rails: Rails, order: Order, make_hold: MakeHold) -> Taken | None:

@@ -18,7 +18,7 @@ from gateway.db import CommitUnknown, DatabaseUnavailable
 from gateway.errors import Problem
 from gateway.node import Node
 from gateway.observe import log
-from gateway.payments import journal, upto, upto_rows
+from gateway.payments import journal, upto, upto_order, upto_rows
 from gateway.payments.from_credits import MakeHold
 from gateway.payments.order import CameWith
 from gateway.payments.upto import Known
@@ -51,7 +51,7 @@ async def take(  # noqa: PLR0917  (one caller)
                 return await _again(node, request, caller, found)
             async with node.db.read() as tx:
                 now_s = await tx.now_ms() // 1_000
-            order = upto.order_of(node.rails, presented, came, now_s, work_s)
+            order = upto_order.order_of(node.rails, presented, came, now_s, work_s)
             taken = await upto.begin(
                 node.rails, order, lambda account_id: replace(hold(account_id, 0), only=None)
             )
