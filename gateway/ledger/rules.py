@@ -92,7 +92,7 @@ def hold(book: Book, step: Hold) -> HoldOutcome:
     account = book.account(account_id)
     if account.next_expiry_ms <= book.now_ms:
         lots.expire_due(book, account)
-    if (account.frozen or account.debt) and not step.owed:
+    if (account.frozen or account.debt) and not (step.only is not None and step.only.owed):
         return Frozen(account.debt)
     parts: list[limits.Part] | None = None
     if step.only is not None:

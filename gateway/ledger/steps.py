@@ -69,7 +69,8 @@ class Only:
 
     For proofs that are worth less than the whole account: one lot, what was bought in one way
     (``source``), what one wallet paid for (``payer``). With a ``session``, all holds that name it
-    may hold and capture ``most_units`` together.
+    may hold and capture ``most_units`` together. ``owed``: what is charged is done already, so an
+    account that was frozen meanwhile is charged all the same.
     """
 
     lot_id: int | None = None
@@ -77,6 +78,7 @@ class Only:
     payer: str | None = None
     session: str | None = None
     most_units: int = 0
+    owed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,7 @@ class Hold:
 
     ``content`` is a hash of everything the caller asked: the same id with other content is a
     conflict. ``lease_ms`` is how long the owner may take before it has to renew. ``only``: from
-    these lots and no others (``limits.py``); None: from the account. ``owed``: the call is done, so
-    an account that was frozen meanwhile is charged all the same.
+    these lots and no others (``limits.py``); None: from the account.
     """
 
     account_id: int
@@ -97,7 +98,6 @@ class Hold:
     call: Call
     owner: int = 0
     only: Only | None = None
-    owed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -290,8 +290,7 @@ async def charge(tx: Tx, payment_id: str, lot_id: int, now_ms: int) -> None:
             run=first.run,
             payment_id=payment_id,
         ),
-        only=ledger.Only(lot_id=lot_id),
-        owed=True,
+        only=ledger.Only(lot_id=lot_id, owed=True),
     )
     (held,) = await ledger.apply(tx, [hold], now_ms)
     if not isinstance(held, ledger.Held):
