@@ -64,6 +64,11 @@ _SAME: Final = {
         "the same body signed anew, with the session_nonce of a new session",
     ),
     "request_in_progress": ("repeat", "the same request again, after Retry-After"),
+    "upto_in_progress": ("repeat", "the same request again, after Retry-After"),
+    "upto_unsettled": (
+        "sign",
+        "the same request signed by the wallet and without the payment, which spends its credits",
+    ),
     "outcome_unknown": (
         "decide",
         "the same request signed anew, with a fresh nonce, if it may be done twice",
